@@ -1,0 +1,53 @@
+"""Standard Webhooks 1.0, the symmetric half (`v1`): what the door verifies and what goes out signed.
+
+https://github.com/standard-webhooks/standard-webhooks/blob/main/spec/standard-webhooks.md
+"""
+
+import base64
+import binascii
+import hmac
+
+PREFIX = "whsec_"
+
+
+class Signer:
+    """Signs posts with one secret."""
+
+    def __init__(self, secret_text: str) -> None:
+        self._key = decode_secret(secret_text)
+
+    def headers(self, message_id: str, at: int, body: bytes) -> dict[str, str]:
+        """The three headers that prove `body` to whoever has the secret; `at` is now, in Unix seconds."""
+        return {
+            "webhook-id": message_id,
+            "webhook-timestamp": str(at),
+            "webhook-signature": "v1," + base64.b64encode(mac(self._key, message_id, str(at), body)).decode(),
+        }
+
+
+def mac(key: bytes, message_id: str, at: str, body: bytes) -> bytes:
+    """HMAC-SHA256 over `id.timestamp.body`, both words as they stand in their headers (they are ASCII)."""
+    return hmac.digest(key, b"%b.%b.%b" % (message_id.encode("ascii"), at.encode("ascii"), body), "sha256")
+
+
+def decode_secret(text: str) -> bytes:
+    """The key inside a secret `whsec_…`, padded or not.  A ValueError says what to write instead, without the secret."""
+    if text.startswith("v1,"):
+        raise ValueError(
+            'begins with "v1,", which belongs to signatures: leave it out, so that it begins with "whsec_"'
+        )
+    if text.startswith(("whpk_", "whsk_")):
+        raise ValueError('is a key of the asymmetric scheme (v1a); a secret shared by both sides begins with "whsec_"')
+    if not text.startswith(PREFIX):
+        raise ValueError('does not begin with "whsec_": write "whsec_" and then the secret in base64')
+    encoded = text.removeprefix(PREFIX).rstrip("=")
+    try:
+        key = base64.b64decode(encoded + "=" * (-len(encoded) % 4), validate=True)
+    except (binascii.Error, ValueError):
+        raise ValueError('is not base64 after "whsec_": make one with `openssl rand -base64 32`') from None
+    if not 24 <= len(key) <= 64:
+        raise ValueError(
+            f'holds {len(key)} bytes after "whsec_", and the scheme asks for 24 to 64: '
+            "make one with `openssl rand -base64 32`"
+        )
+    return key
