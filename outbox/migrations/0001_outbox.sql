@@ -1,0 +1,194 @@
+-- runs_from: 0.1.0
+-- The outbox.  Names are DESIGN's; the numbers in smallint columns are outbox.event.OutcomeKind and outbox.store.Tally.
+
+-- The instant inside a UUID of version 7, and the day (UTC) that partitions and the books go by.
+CREATE FUNCTION event_at(id uuid) RETURNS timestamptz LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE
+RETURN to_timestamp((('x' || left(replace(id::text, '-', ''), 12))::bit(48)::bigint)::double precision / 1000);
+CREATE FUNCTION event_day(id uuid) RETURNS date LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE
+RETURN (event_at(id) AT TIME ZONE 'UTC')::date;
+-- The least UUID of version 7 of an instant: the bounds of partitions and of searches by time.
+CREATE FUNCTION event_floor(at timestamptz) RETURNS uuid LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE
+RETURN (lpad(to_hex((extract(epoch FROM at) * 1000)::bigint), 12, '0') || repeat('0', 20))::uuid;
+
+CREATE TABLE destinations (
+    id          smallint    GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    name        text        NOT NULL UNIQUE,
+    shards      smallint    NOT NULL CONSTRAINT destinations_shards_positive CHECK (shards > 0),
+    hash        text        NOT NULL DEFAULT 'blake2b-64' CONSTRAINT destinations_hash_known CHECK (hash = 'blake2b-64'),
+    held_until  timestamptz,           -- null: open; infinity: until a person releases it
+    held_by     text,                  -- who holds it: 'program', or a token's or person's name
+    held_reason text,
+    not_before  timestamptz,           -- back-off of the whole destination: breaker, Retry-After
+    CONSTRAINT destinations_hold_is_told CHECK ((held_until IS NULL) = (held_by IS NULL AND held_reason IS NULL))
+);
+
+CREATE TABLE dispatchers (
+    id          bigint      GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    name        text        NOT NULL,  -- host:pid, for people
+    started_at  timestamptz NOT NULL DEFAULT clock_timestamp(),
+    lease_until timestamptz NOT NULL
+) WITH (fillfactor = 50);
+
+-- A lane is a shard of a destination and has one owner at a time; the epoch fences the owner before.
+CREATE TABLE lanes (
+    lane        integer     GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    destination smallint    NOT NULL REFERENCES destinations,
+    shard       smallint    NOT NULL,
+    owner       bigint,
+    epoch       bigint      NOT NULL DEFAULT 0,
+    UNIQUE (destination, shard)
+) WITH (fillfactor = 50);
+
+CREATE TABLE events (
+    id             uuid        NOT NULL,
+    source         text        NOT NULL,
+    type           text        NOT NULL,
+    subject        text,
+    facility       text,
+    time           timestamptz NOT NULL,
+    received_at    timestamptz NOT NULL,
+    traceparent    text,
+    policy         text        NOT NULL,
+    policy_version integer     NOT NULL,
+    digest         uuid        NOT NULL,  -- keyed digest of the raw body, 128 bits
+    owed           smallint[]  NOT NULL,  -- the destinations that its routes chose
+    data           json        NOT NULL CONSTRAINT events_data_small CHECK (octet_length(data::text) <= 8192),
+    CONSTRAINT events_pkey PRIMARY KEY (id)
+) PARTITION BY RANGE (id);
+CREATE INDEX events_subject ON events (subject, id) WHERE subject IS NOT NULL;
+-- Events that still owe, or have a dead letter, when their partition's retention is over.
+CREATE TABLE carried_events (LIKE events INCLUDING CONSTRAINTS INCLUDING INDEXES);
+
+-- What two posts have in common when they are the same event.  `bucket` is where its partition begins.
+CREATE TABLE dedup (
+    bucket   timestamptz NOT NULL,
+    key      uuid        NOT NULL,  -- keyed digest over source and key, 128 bits
+    event_id uuid        NOT NULL,
+    CONSTRAINT dedup_pkey PRIMARY KEY (bucket, key)
+) PARTITION BY RANGE (bucket);
+
+-- A row is here if and only if a delivery is outstanding.
+CREATE TABLE pending (
+    event_id   uuid        NOT NULL,
+    due_at     timestamptz NOT NULL,
+    owed_since timestamptz NOT NULL,
+    key        bigint,                        -- hash of the subject, where order is asked for
+    not_before timestamptz,                   -- in order: when to try again; due_at is its place in the queue and stays
+    lane       integer     NOT NULL,
+    give_up    integer,                       -- seconds; null: the destination's
+    attempts   integer     NOT NULL DEFAULT 0, -- tries for life
+    spared     integer     NOT NULL DEFAULT 0, -- of these, the ones that back-off does not count
+    CONSTRAINT pending_only_ordered_wait_in_place CHECK (not_before IS NULL OR key IS NOT NULL)
+) WITH (fillfactor = 90, autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 5000,
+        autovacuum_vacuum_cost_delay = 0, autovacuum_vacuum_insert_scale_factor = 0,
+        autovacuum_vacuum_insert_threshold = 100000, autovacuum_analyze_scale_factor = 0,
+        autovacuum_analyze_threshold = 50000);
+CREATE UNIQUE INDEX pending_queue ON pending (lane, due_at, event_id);
+CREATE UNIQUE INDEX pending_identity ON pending (event_id, lane);
+CREATE INDEX pending_key ON pending (lane, key, due_at, event_id) WHERE key IS NOT NULL;
+
+CREATE TABLE attempts (
+    event_id    uuid        NOT NULL,
+    at          timestamptz NOT NULL,
+    trace_id    uuid,
+    took_ms     integer     NOT NULL,
+    destination smallint    NOT NULL,
+    number      integer     NOT NULL,
+    outcome     smallint    NOT NULL,
+    status      smallint,
+    reason      text,
+    receipt     text,
+    CONSTRAINT attempts_pkey PRIMARY KEY (event_id, destination, number)
+) PARTITION BY RANGE (event_id);
+CREATE TABLE carried_attempts (LIKE attempts INCLUDING CONSTRAINTS INCLUDING INDEXES);
+
+CREATE TABLE dead_letters (
+    event_id    uuid        NOT NULL,
+    destination smallint    NOT NULL REFERENCES destinations,
+    cause       text        NOT NULL,  -- destination:outcome:code, what they are grouped by
+    outcome     smallint    NOT NULL,  -- of the last attempt
+    status      smallint,
+    reason      text        NOT NULL,
+    attempts    integer     NOT NULL,
+    died_at     timestamptz NOT NULL DEFAULT clock_timestamp(),
+    lane        integer     NOT NULL,
+    key         bigint,
+    give_up     integer,
+    CONSTRAINT dead_letters_pkey PRIMARY KEY (event_id, destination)
+);
+CREATE INDEX dead_letters_newest ON dead_letters (died_at, event_id);
+CREATE INDEX dead_letters_cause ON dead_letters (cause, died_at);
+
+-- Deliveries that will never be made, and why.
+CREATE TABLE discards (
+    event_id    uuid        NOT NULL,
+    destination smallint    NOT NULL REFERENCES destinations,
+    at          timestamptz NOT NULL DEFAULT clock_timestamp(),
+    actor       text        NOT NULL,
+    reason      text        NOT NULL,
+    CONSTRAINT discards_pkey PRIMARY KEY (event_id, destination)
+);
+
+-- What an owner in careful mode is about to try: a row that outlives its owner counts as a kill.
+CREATE TABLE suspects (
+    event_id uuid     NOT NULL,
+    lane     integer  NOT NULL,
+    kills    smallint NOT NULL DEFAULT 1,
+    PRIMARY KEY (event_id, lane)
+);
+
+-- The books: every statement that changes a state adds its sums here; rolled up in the background.
+CREATE TABLE tally (
+    day         date     NOT NULL,  -- of the event
+    what        smallint NOT NULL,
+    destination smallint NOT NULL,  -- 0 for what concerns the event
+    n           bigint   NOT NULL
+);
+-- What a row-level proof (owed = ended + outstanding, id by id) found when a partition's days were over.
+CREATE TABLE proofs (
+    day       date        PRIMARY KEY,
+    at        timestamptz NOT NULL DEFAULT clock_timestamp(),
+    events    bigint      NOT NULL,
+    owed      bigint      NOT NULL,
+    missing   bigint      NOT NULL,
+    surplus   bigint      NOT NULL
+);
+
+-- Refusals at the door, summed by second; never a body.
+CREATE TABLE rejections (
+    at      timestamptz NOT NULL,
+    source  text        NOT NULL,  -- empty where the caller named none of ours
+    reason  text        NOT NULL,
+    n       integer     NOT NULL,
+    digests uuid[]      NOT NULL   -- a capped sample of keyed body digests
+);
+CREATE INDEX rejections_newest ON rejections (at);
+
+-- Top-level keys that senders post and no policy names: what a privacy officer wants to know.
+CREATE TABLE dropped_keys (
+    source     text        NOT NULL,
+    policy     text        NOT NULL,
+    name       text        NOT NULL,
+    n          bigint      NOT NULL,
+    first_seen timestamptz NOT NULL DEFAULT clock_timestamp(),
+    last_seen  timestamptz NOT NULL DEFAULT clock_timestamp(),
+    PRIMARY KEY (source, policy, name)
+);
+
+CREATE TABLE tokens (
+    id         text        PRIMARY KEY,
+    name       text        NOT NULL,
+    role       text        NOT NULL,
+    digest     bytea       NOT NULL,
+    created_at timestamptz NOT NULL DEFAULT clock_timestamp()
+);
+
+CREATE TABLE audit (
+    id     bigint      GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    at     timestamptz NOT NULL DEFAULT clock_timestamp(),
+    actor  text        NOT NULL,
+    action text        NOT NULL,
+    target text        NOT NULL,
+    reason text        NOT NULL,
+    detail json        NOT NULL
+);
