@@ -12,8 +12,6 @@ A check of one's own raises ValueError with the rest of a sentence that begins w
 `raise ValueError('is no channel; write the id that begins with "C"')`.
 """
 
-import base64
-import binascii
 import builtins
 import hashlib
 import hmac
@@ -21,7 +19,7 @@ import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from difflib import get_close_matches
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from typing import Annotated, Any, ClassVar, Final, Self, get_args
@@ -39,6 +37,8 @@ from pydantic import (
 )
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema, core_schema
+
+from connectors.standard_webhooks import decode_secret
 
 
 class Settings(BaseModel):
@@ -114,7 +114,7 @@ class Secret:
 
     def signing_key(self) -> builtins.bytes:
         """The key behind `whsec_`, as Standard Webhooks writes it; a ValueError if this is none."""
-        return _signing_key(self._text)
+        return decode_secret(self._text)
 
     def __repr__(self) -> str:
         return "***"
@@ -173,25 +173,7 @@ def _can_sign(secret: Secret) -> Secret:
 
 
 SigningSecret = Annotated[Secret, AfterValidator(_can_sign)]
-"""A secret as Standard Webhooks writes it: `whsec_` and the base64 of at least 24 bytes."""
-
-
-def _signing_key(text: str) -> bytes:
-    make_one = "make one with: echo whsec_$(openssl rand -base64 32)"
-    if text.startswith("v1,"):
-        raise ValueError('begins with "v1,", which belongs to signatures, not to secrets; leave "v1," out')
-    if text.startswith(("whsk_", "whpk_")):
-        raise ValueError(f"is a key for v1a signatures, which are not known here; {make_one}")
-    if not text.startswith("whsec_"):
-        raise ValueError(f'does not begin with "whsec_"; {make_one}')
-    encoded = text.removeprefix("whsec_").rstrip("=")
-    try:
-        key = base64.b64decode(encoded + "=" * (-len(encoded) % 4), validate=True)
-    except (binascii.Error, ValueError):
-        raise ValueError(f'is no base64 after "whsec_"; {make_one}') from None
-    if len(key) < 24:
-        raise ValueError(f'has {len(key)} bytes after "whsec_", but needs at least 24; {make_one}')
-    return key
+"""A secret as Standard Webhooks writes it: `whsec_` and the base64 of 24 to 64 bytes."""
 
 
 _DURATION: Final = re.compile(r"([0-9]{1,9})(ms|s|m|h|d|y)")
@@ -331,6 +313,27 @@ def _url(text: str) -> str:
 
 Url = Annotated[str, AfterValidator(_url), WithJsonSchema({"type": "string", "pattern": "^(https?://|env:|file:)"})]
 """An http or https URL without a login in it."""
+
+_INSTANT: Final = re.compile(
+    r"[0-9]{4}-[0-9]{2}-[0-9]{2}[Tt ][0-9]{2}:[0-9]{2}:[0-9]{2}(\.[0-9]{1,6})?([Zz]|[-+][0-9]{2}:[0-9]{2})"
+)
+
+
+def instant(given: object) -> datetime:
+    """Reads RFC 3339, `2026-12-01T00:00:00Z`, into UTC."""
+    if isinstance(given, datetime) and given.tzinfo is not None:
+        return given.astimezone(UTC)
+    try:
+        if not (isinstance(given, str) and _INSTANT.fullmatch(given)):
+            raise ValueError  # noqa: TRY301 — told below, as all that is no time
+        return datetime.fromisoformat(given.upper()).astimezone(UTC)
+    except (ValueError, OverflowError):
+        raise ValueError(f"is {shown(given)}, which is no time; write it as 2026-12-01T00:00:00Z") from None
+
+
+Instant = Annotated[
+    datetime, BeforeValidator(instant), WithJsonSchema({"type": "string", "pattern": "^(env:|file:|[0-9]{4}-)"})
+]
 
 _NAME: Final = r"[a-z0-9][a-z0-9-]{0,62}"
 

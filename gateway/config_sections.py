@@ -1,0 +1,852 @@
+"""The sections of sluicegate.yaml, in its order: what each may say.
+
+The docstring below a key is its description in the JSON Schema.  What the keys of one entry say about each other stands
+in its `contradictions`, what entries say about each other in config_references.py.
+"""
+
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+from decimal import Decimal
+from ipaddress import ip_address
+from types import MappingProxyType
+from typing import Annotated, Any, Final, Literal, Self, TypeVar
+from urllib.parse import urlsplit
+from zoneinfo import ZoneInfo, available_timezones
+
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Discriminator,
+    Field,
+    GetCoreSchemaHandler,
+    GetJsonSchemaHandler,
+    PlainValidator,
+    Tag,
+    WithJsonSchema,
+    model_validator,
+)
+from pydantic.json_schema import JsonSchemaValue, SkipJsonSchema
+from pydantic_core import CoreSchema, core_schema
+
+from connectors.settings import (
+    Duration,
+    Instant,
+    Network,
+    Rate,
+    Reference,
+    Secret,
+    Settings,
+    Size,
+    Url,
+    of_at_least,
+    placeholders,
+    shown,
+)
+from gateway.config_patterns import why_unsafe
+
+Contradiction = tuple[tuple[str | int, ...], str]
+"""A key below the entry that says it, and the rest of a sentence that begins with that key."""
+
+T = TypeVar("T")
+Table = Annotated[Mapping[str, T], AfterValidator(MappingProxyType)]
+"""Entries by name; frozen, as all of the configuration."""
+
+
+def _nothing() -> Mapping[Any, Any]:
+    return MappingProxyType({})
+
+
+class Entry(Settings):
+    """A part of the file whose keys say something about each other."""
+
+    def contradictions(self) -> Iterator[Contradiction]:
+        """All that is wrong between its keys; each key for itself is right."""
+        yield from ()
+
+
+class Named(Entry):
+    name: SkipJsonSchema[str] = ""  # its key in the section above it; no key of its own
+
+
+# ── serve, database ────────────────────────────────────────────────────────────────────────────────
+
+
+@dataclass(frozen=True, slots=True)
+class Listen:
+    """An address to listen on: a host and a port, or the path of a Unix socket."""
+
+    host: str = ""
+    port: int = 0
+    path: str = ""
+
+    @classmethod
+    def read(cls, given: object) -> Self:
+        """Reads `127.0.0.1:8470`, `[::1]:8470`, `:8470` (every address) or `unix:/run/sluicegate.sock`."""
+        if isinstance(given, cls):
+            return given
+        wanted = "write 127.0.0.1:8470, [::1]:8470 or unix:/run/sluicegate.sock"
+        if not isinstance(given, str):
+            raise ValueError(f"is {shown(given)}, which is no address; {wanted}")  # noqa: TRY004
+        if given.startswith("unix:"):
+            path = given.removeprefix("unix:")
+            if not path.startswith("/") or len(path.encode()) > 100:
+                raise ValueError(f"is {shown(given)}, which is no path from the root of up to 100 bytes; {wanted}")
+            return cls(path=path)
+        match = re.fullmatch(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]*):([0-9]{1,5})", given)
+        if not match or int(match[2]) > 65535:
+            raise ValueError(f"is {shown(given)}, which is no address; {wanted}")
+        return cls(host=match[1].strip("[]"), port=int(match[2]))
+
+    def __str__(self) -> str:
+        if self.path:
+            return f"unix:{self.path}"
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: object, handler: GetCoreSchemaHandler) -> CoreSchema:
+        return core_schema.no_info_plain_validator_function(
+            cls.read, serialization=core_schema.plain_serializer_function_ser_schema(str)
+        )
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        return {"type": "string", "pattern": "^(unix:/|env:|file:|.*:[0-9]{1,5}$)"}
+
+
+def _one_or_many(given: object) -> object:
+    return given if isinstance(given, tuple | list) else (given,)
+
+
+def _schema_of_one_or_many(item: Mapping[str, Any]) -> WithJsonSchema:
+    return WithJsonSchema({"anyOf": [item, {"type": "array", "items": item, "minItems": 1}]})
+
+
+class Serve(Entry):
+    listen: Annotated[
+        tuple[Listen, ...],
+        Field(min_length=1),
+        BeforeValidator(_one_or_many),
+        _schema_of_one_or_many({"type": "string", "pattern": "^(unix:/|env:|file:|.*:[0-9]{1,5}$)"}),
+    ] = (Listen("127.0.0.1", 8470),)
+    """Where to listen: host:port or unix:/path, one or a list."""
+    workers: int = Field(1, ge=1, le=64)
+    """Processes that share the port."""
+    trusted_proxies: tuple[Network, ...] = ()
+    """The proxies whose X-Forwarded-For counts."""
+
+    def contradictions(self) -> Iterator[Contradiction]:
+        for index, address in enumerate(self.listen):
+            if address in self.listen[:index] and (address.port or address.path):
+                yield ("listen", index), f"names {address} twice; leave one out"
+
+
+def _database(given: object) -> Literal["embedded"] | Secret:
+    match given:
+        case "embedded" | Reference(text="embedded"):
+            return "embedded"
+        case Secret():
+            return given
+        case Reference(text=None):
+            raise ValueError(given.problem)
+        case Reference(text=str(text)):
+            origin = given.origin
+        case str(text):
+            origin = ""
+        case _:
+            raise ValueError("is no database; write embedded, or postgresql://user@host/name")
+    if not re.match(r"postgres(ql)?://", text):
+        raise ValueError(
+            "is no database; write embedded, or postgresql://user@host/name, or env: and a variable with it"
+        )
+    try:
+        parts = urlsplit(text)
+    except ValueError:
+        raise ValueError("is no database; write postgresql://user@host/name") from None
+    if not origin and (parts.password or "password" in parts.query.lower()):
+        raise ValueError("has its password written out; put all of it into a variable and write env:NAME, or file:PATH")
+    return Secret(text, origin=origin)
+
+
+Database = Annotated[
+    Literal["embedded"] | Secret,
+    PlainValidator(_database),
+    WithJsonSchema({"type": "string", "pattern": "^(embedded$|postgres(ql)?://|env:|file:)"}),
+]
+
+
+# ── facilities, systems ────────────────────────────────────────────────────────────────────────────
+
+
+def _timezone(text: str) -> str:
+    try:
+        ZoneInfo(text)
+    except (ValueError, OSError, KeyError):  # KeyError: of which ZoneInfoNotFoundError is one
+        if available_timezones():
+            raise ValueError(f"is {shown(text)}, which is no time zone; write it as Europe/Berlin") from None
+    return text
+
+
+class Facility(Settings):
+    name: str = Field(min_length=1, max_length=200)
+    """What people call it."""
+    timezone: Annotated[str, AfterValidator(_timezone)] = "UTC"
+    """Its time zone, such as Europe/Berlin."""
+
+
+class System(Named):
+    """A partner that several destinations speak to: one login, one pool."""
+
+    connector: str
+    """The kind of system; the other keys are those of its kind."""
+    timeout: Duration = timedelta(seconds=10)
+    """For one call."""
+    settings: SkipJsonSchema[Settings]
+
+
+# ── sources ────────────────────────────────────────────────────────────────────────────────────────
+
+Header = Annotated[str, Field(pattern=r"^[A-Za-z0-9!#$%&'*+.^_`|~-]{1,100}$")]
+
+
+class Source(Named):
+    """Who may post, to /hooks/NAME."""
+
+    accepts: tuple[str, ...] = Field(min_length=1)
+    """Policies for what it posts; the first that matches wins, none is a 422."""
+    limit: Rate | None = None
+    """At most so many requests; more are answered with 429."""
+    body: Size = 256 * 1024
+    """The largest body."""
+    from_: tuple[Network, ...] = Field((), alias="from")
+    """The addresses that it may post from; default: any."""
+    trust_trace: bool = False
+    """Whether its traceparent becomes the parent of our trace; else it is only linked."""
+
+    def contradictions(self) -> Iterator[Contradiction]:
+        if self.body > 16 * 1024 * 1024:
+            yield ("body",), "is more than 16MiB; a source posts metadata, write less"
+        yield from _twice("accepts", self.accepts)
+
+
+class TimedSecret(Entry):
+    """A secret, and when it counts; written as the secret alone if that is always."""
+
+    secret: Secret
+    """env:NAME or file:PATH."""
+    not_before: Instant | None = None
+    """It counts from then on."""
+    not_after: Instant | None = None
+    """It counts until then."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _alone(cls, given: object) -> object:
+        """What is no mapping with a `secret` may be one, so nothing of it may be told."""
+        if isinstance(given, Mapping | TimedSecret) and not (isinstance(given, Mapping) and "secret" not in given):
+            return given
+        if isinstance(given, Reference | Secret):
+            return {"secret": given}
+        raise ValueError("is a secret and must not be written out here; write env:NAME or file:PATH")
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        alone = {"type": "string", "pattern": "^(env:[A-Za-z_][A-Za-z0-9_]*|file:.+)$"}
+        return {"anyOf": [alone, handler.resolve_ref_schema(handler(schema))], "description": cls.__doc__}
+
+    def contradictions(self) -> Iterator[Contradiction]:
+        if self.not_before and self.not_after and self.not_after <= self.not_before:
+            yield ("not_after",), "is not after its not_before, so the secret never counts; correct one of them"
+
+
+class TimedSigningSecret(TimedSecret):
+    """A secret as Standard Webhooks writes it (`whsec_…`), and when it counts."""
+
+    @model_validator(mode="after")
+    def _can_sign(self) -> Self:
+        _named_with_origin(self.secret, self.secret.signing_key)
+        return self
+
+
+class TimedHmacSecret(TimedSecret):
+    """A shared secret of at least 16 bytes, and when it counts."""
+
+    @model_validator(mode="after")
+    def _long_enough(self) -> Self:
+        if self.secret.reveal().startswith("v1,"):
+            raise ValueError(f'begins with "v1," ({self.secret.origin}), which belongs to signatures; leave it out')
+        of_at_least(16)(self.secret)
+        return self
+
+
+def _named_with_origin(secret: Secret, check: Callable[[], object]) -> None:
+    try:
+        check()
+    except ValueError as error:
+        raise ValueError(f"{error} ({secret.origin})") from None
+
+
+class _WithSecrets(Source):
+    secrets: tuple[TimedSecret, ...]
+
+    def contradictions(self) -> Iterator[Contradiction]:
+        yield from super().contradictions()
+        for index, timed in enumerate(self.secrets):
+            if any(timed.secret == earlier.secret for earlier in self.secrets[:index]):
+                yield ("secrets", index), "is the same secret as one above it; leave one out"
+            for below, problem in timed.contradictions():
+                yield ("secrets", index, *below), problem
+
+
+Tolerance = Annotated[Duration, Field(le=timedelta(hours=1))]
+
+
+class StandardWebhooks(_WithSecrets):
+    """Signs as https://www.standardwebhooks.com says."""
+
+    scheme: Literal["standard-webhooks"]
+    """How the source proves who it is."""
+    secrets: tuple[TimedSigningSecret, ...] = Field(min_length=1, max_length=8)
+    """Any of these signs; to rotate, add the new one, and retire the old one when it falls silent."""
+    tolerance: Tolerance = timedelta(minutes=5)
+    """How far its clock may be from ours."""
+
+
+class Hmac(_WithSecrets):
+    """Signs with a shared secret, in a header."""
+
+    scheme: Literal["hmac"]
+    """How the source proves who it is."""
+    header: Header
+    """The header with the signature."""
+    algorithm: Literal["sha256", "sha512", "sha1"] = "sha256"
+    """The hash; sha1 only where the sender knows no other."""
+    encoding: Literal["hex", "base64"] = "hex"
+    """How the signature is written."""
+    prefix: str = Field("", max_length=50)
+    """What stands before the signature, such as sha256=."""
+    signed: str = Field("{body}", max_length=200)
+    """What is signed, made of {id} {timestamp} {body}."""
+    timestamp: Header | None = None
+    """The header with the time, in Unix seconds; needs a tolerance."""
+    tolerance: Tolerance | None = None
+    """How far its clock may be from ours; needs a timestamp."""
+    id: Header | None = None
+    """The header with the id of the message."""
+    secrets: tuple[TimedHmacSecret, ...] = Field(min_length=1, max_length=8)
+    """Any of these signs; to rotate, add the new one, and retire the old one when it falls silent."""
+
+    def contradictions(self) -> Iterator[Contradiction]:
+        yield from super().contradictions()
+        yield from self._about_what_is_signed()
+        if self.timestamp and not self.tolerance:
+            yield ("timestamp",), "needs a tolerance beside it; add tolerance: 5m"
+        if self.tolerance and not self.timestamp:
+            yield ("tolerance",), "needs a timestamp beside it; name its header, or leave tolerance out"
+
+    def _about_what_is_signed(self) -> Iterator[Contradiction]:
+        try:
+            parts = placeholders(self.signed)
+        except ValueError as error:
+            yield ("signed",), f"{error}; write it as {{id}}.{{timestamp}}.{{body}}"
+            return
+        for part in parts:
+            if part == "url":
+                yield ("signed",), "has {url}, which this version cannot verify; use {id} {timestamp} {body}"
+            elif part not in {"id", "timestamp", "body"}:
+                yield ("signed",), f"has {{{part}}}, but there is only {{id}}, {{timestamp}} and {{body}}; correct it"
+        if parts.count("body") != 1:
+            yield ("signed",), "must have {body} once: what is not signed proves nothing; add it"
+        for key, header in (("id", self.id), ("timestamp", self.timestamp)):
+            if header and key not in parts:
+                yield (
+                    (key,),
+                    f"is not covered by signed, so anyone can change it; add {{{key}}} to signed, or leave it out",
+                )
+            if not header and key in parts:
+                yield ("signed",), f"has {{{key}}}, but no header is named for it; add {key}: and its header"
+
+
+def _api_key(secret: Secret) -> Secret:
+    identity, _, key = secret.reveal().partition(".")
+    if not re.fullmatch(r"[A-Za-z0-9_-]{1,64}", identity) or len(key.encode()) < 16:
+        raise ValueError(
+            f"is no api key ({secret.origin}); it is an id of letters and digits, a dot, and at least 16 random bytes"
+        )
+    return secret
+
+
+class ApiKey(Source):
+    """Sends a key in a header."""
+
+    scheme: Literal["api-key"]
+    """How the source proves who it is."""
+    header: Header
+    """The header with the key."""
+    keys: tuple[Annotated[Secret, AfterValidator(_api_key)], ...] = Field(min_length=1, max_length=8)
+    """Any of these; each is id.secret."""
+
+    def contradictions(self) -> Iterator[Contradiction]:
+        yield from super().contradictions()
+        identities = [key.reveal().partition(".")[0] for key in self.keys]
+        for index, identity in enumerate(identities):
+            if identity in identities[:index]:
+                yield ("keys", index), f"has the same id as a key above it ({self.keys[index].origin}); change one"
+
+
+Algorithm = Literal["RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA"]
+
+
+def _jwks(url: str) -> str:
+    parts = urlsplit(url)
+    if parts.scheme != "https" and not _is_loopback(parts.hostname or ""):
+        raise ValueError(f"is {shown(url)}: keys that come in the clear prove nothing; write https")
+    return url
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return host == "localhost" or ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+class Jwt(Source):
+    """Sends a JSON Web Token of an issuer, as Authorization: Bearer."""
+
+    scheme: Literal["jwt"]
+    """How the source proves who it is."""
+    issuer: str = Field(min_length=1)
+    """The iss that its tokens must have."""
+    audience: str = Field(min_length=1)
+    """The aud that its tokens must have."""
+    jwks: Annotated[Url, AfterValidator(_jwks)]
+    """Where the issuer publishes its keys."""
+    algorithms: tuple[Algorithm, ...] = Field(("RS256", "ES256"), min_length=1)
+    """The algorithms that it may sign with."""
+    body_hash: str | None = Field(None, min_length=1)
+    """The claim with the SHA-256 of the body, in hex; without it a token proves who posts, but not what."""
+
+
+def _url_token(secret: Secret) -> Secret:
+    if not re.fullmatch(r"[A-Za-z0-9._~-]+", secret.reveal()):
+        raise ValueError(f"has characters that do not belong in a URL ({secret.origin}); use letters, digits, - and _")
+    return of_at_least(16)(secret)
+
+
+class OdooNative(Source):
+    """Posts as Odoo does by itself: unsigned, with a token at the end of the URL."""
+
+    scheme: Literal["odoo-native"]
+    """How the source proves who it is."""
+    token: Annotated[Secret, AfterValidator(_url_token)]
+    """The end of its URL, /hooks/NAME/TOKEN."""
+
+
+AnySource = StandardWebhooks | Hmac | ApiKey | Jwt | OdooNative
+SCHEMES: Final[Mapping[str, type[AnySource]]] = {
+    "standard-webhooks": StandardWebhooks,
+    "hmac": Hmac,
+    "api-key": ApiKey,
+    "jwt": Jwt,
+    "odoo-native": OdooNative,
+}
+
+
+# ── policies ───────────────────────────────────────────────────────────────────────────────────────
+
+DataClass = Literal["metadata", "workforce_pii", "free_text", "document"]
+CLASSES: Final = ("metadata", "workforce_pii", "free_text", "document")  # from the lowest to the highest
+
+
+def _json_path(text: str) -> str:
+    if not text or len(text) > 200 or not all(text.split(".")):
+        raise ValueError(f"is {shown(text)}, which is no path of keys; write it as key or key.below")
+    return text
+
+
+JsonPath = Annotated[str, AfterValidator(_json_path)]
+"""Keys of the body from the outside in: `data.asset`."""
+FieldName = Annotated[str, Field(pattern=r"^[a-z_][a-z0-9_]{0,62}$")]
+Domain = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]{0,62}$")]
+KIND: Final = "Its type; [type] is a list of it: int, decimal, bool, enum, uuid, timestamp, date or code."
+
+
+class KeptField(Entry):
+    """One value that is kept."""
+
+    from_: JsonPath = Field(alias="from")
+    """Where it stands in the body, such as data.asset."""
+    optional: bool = False
+    """Whether it may be missing; else its absence is a 422."""
+    type: Any
+    max: int | None = Field(None, ge=1, le=1000)
+    """The most items of a list; default: 100."""
+
+    @property
+    def kind(self) -> str:
+        """`int`, `code`, …, of the items if it is a list."""
+        kind: str = self.type[0] if self.many else self.type
+        return kind
+
+    @property
+    def many(self) -> bool:
+        return isinstance(self.type, tuple)
+
+    @property
+    def most(self) -> int:
+        """The most items of a list."""
+        return self.max or 100
+
+    def contradictions(self) -> Iterator[Contradiction]:
+        if self.max is not None and not self.many:
+            yield ("max",), f"is for lists; write type: [{self.kind}], or leave it out"
+
+
+class _CanBePseudonym(KeptField):
+    token: Domain | None = None
+    """Keep a keyed pseudonym instead, which is stable inside this domain."""
+
+
+class IntField(_CanBePseudonym):
+    """A whole number."""
+
+    type: Literal["int"] | tuple[Literal["int"]] = Field(description=KIND)
+    min: int | None = None
+    """The smallest that is taken."""
+    max: int | None = None
+    """The largest that is taken; of a list, the most items (default: 100)."""
+
+    def contradictions(self) -> Iterator[Contradiction]:
+        if self.many and self.max is not None and not 1 <= self.max <= 1000:
+            yield ("max",), f"is {self.max}, but a list has 1 to 1000 items; correct it"
+        if not self.many and self.min is not None and self.max is not None and self.max < self.min:
+            yield ("max",), f"is {self.max}, less than min, so that no number is taken; correct one of them"
+
+
+class DecimalField(KeptField):
+    """A number with decimals, kept as it was written."""
+
+    type: Literal["decimal"] | tuple[Literal["decimal"]] = Field(description=KIND)
+    round: int | None = Field(None, ge=0, le=12)
+    """Round to so many decimals."""
+
+
+class BoolField(KeptField):
+    """true or false."""
+
+    type: Literal["bool"] | tuple[Literal["bool"]] = Field(description=KIND)
+
+
+Raw = str | int | bool
+_NO_FREE_TEXT: Final = re.compile(r"[^\s@\x00-\x1f\x7f]{1,64}")
+
+
+def _kept_words(given: object) -> object:
+    """A list means that each is kept as it is."""
+    if not isinstance(given, tuple | list):
+        return given
+    if any(isinstance(word, Mapping | tuple | list) or word is None for word in given):
+        raise ValueError("has an item that is no word; write [paid, refused], or {raw: kept}")
+    return {word: word for word in given}
+
+
+def _without_spaces(kept: Raw) -> Raw:
+    if isinstance(kept, str) and not _NO_FREE_TEXT.fullmatch(kept):
+        raise ValueError(f'is {shown(kept)}, but what is kept has no space and no @; write {{"as sent": as_kept}}')
+    return kept
+
+
+class EnumField(_CanBePseudonym):
+    """One of a few words."""
+
+    type: Literal["enum"] | tuple[Literal["enum"]] = Field(description=KIND)
+    of: Annotated[
+        Mapping[Raw, Annotated[Raw, AfterValidator(_without_spaces)]],
+        Field(min_length=1, max_length=1000),
+        BeforeValidator(_kept_words),
+        AfterValidator(MappingProxyType),
+        WithJsonSchema({"anyOf": [{"type": "array", "minItems": 1}, {"type": "object", "minProperties": 1}]}),
+    ]
+    """The words that are taken: a list, or what each is kept as."""
+
+
+class UuidField(_CanBePseudonym):
+    """A UUID."""
+
+    type: Literal["uuid"] | tuple[Literal["uuid"]] = Field(description=KIND)
+
+
+class TimestampField(KeptField):
+    """A moment; without a zone it is UTC, as Odoo means it."""
+
+    type: Literal["timestamp"] | tuple[Literal["timestamp"]] = Field(description=KIND)
+
+
+class DateField(KeptField):
+    """A day."""
+
+    type: Literal["date"] | tuple[Literal["date"]] = Field(description=KIND)
+
+
+def _safe_pattern(pattern: str) -> str:
+    if why := why_unsafe(pattern):
+        raise ValueError(f"is {shown(pattern)}, {why}")
+    return pattern
+
+
+class CodeField(_CanBePseudonym):
+    """A short text that its pattern describes from end to end; never free text."""
+
+    type: Literal["code"] | tuple[Literal["code"]] = Field(description=KIND)
+    pattern: Annotated[str, Field(min_length=1, max_length=500), AfterValidator(_safe_pattern)]
+    """A regular expression for the whole of it, which can match no space and no @."""
+    max_length: int = Field(64, ge=1, le=256)
+    """The most characters."""
+
+
+def _tag(given: object) -> str | None:
+    kind = given.get("type") if isinstance(given, Mapping) else getattr(given, "type", None)
+    if isinstance(kind, list | tuple) and len(kind) == 1:
+        kind = kind[0]
+    return f"<{kind}>" if isinstance(kind, str) else None
+
+
+AnyField = Annotated[
+    Annotated[IntField, Tag("<int>")]
+    | Annotated[DecimalField, Tag("<decimal>")]
+    | Annotated[BoolField, Tag("<bool>")]
+    | Annotated[EnumField, Tag("<enum>")]
+    | Annotated[UuidField, Tag("<uuid>")]
+    | Annotated[TimestampField, Tag("<timestamp>")]
+    | Annotated[DateField, Tag("<date>")]
+    | Annotated[CodeField, Tag("<code>")],
+    Discriminator(_tag),
+]
+FIELD_TYPES: Final = ("int", "decimal", "bool", "enum", "uuid", "timestamp", "date", "code")
+
+
+class FacilityRule(Settings):
+    """How an event's facility is found."""
+
+    from_: JsonPath = Field(alias="from")
+    """Where it stands in the body."""
+    of: Annotated[
+        Mapping[Raw, str],
+        Field(min_length=1),
+        AfterValidator(MappingProxyType),
+        WithJsonSchema({"type": "object", "additionalProperties": {"type": "string"}, "minProperties": 1}),
+    ]
+    """Which facility each value means."""
+
+
+class Policy(Named):
+    """What is kept of a payload.  What is not named here never reaches disk, log or trace."""
+
+    version: int = Field(ge=1, le=2**31 - 1)
+    """Stored with every event; a changed policy needs a new number."""
+    purpose: str = Field(min_length=1, max_length=500)
+    """What it is kept for, for the auditor."""
+    class_: DataClass = Field("metadata", alias="class")
+    """The class of what it keeps; a destination gets no higher class than it receives."""
+    match: Annotated[
+        Mapping[JsonPath, Raw | None],
+        AfterValidator(MappingProxyType),
+        WithJsonSchema({"type": "object", "additionalProperties": {"type": ["string", "integer", "boolean", "null"]}}),
+    ] = Field(default_factory=_nothing)
+    """The values that a body must have for this policy; default: every body."""
+    type: str = Field(min_length=1, max_length=200)
+    """The CloudEvents type; may have {fields} that are kept."""
+    subject: str | None = Field(None, min_length=1, max_length=200)
+    """The business record, such as purchase.order/{id}."""
+    time: str | None = Field(None, max_length=100)
+    """When it happened: {field}, of a timestamp that is kept; default: when it was received."""
+    facility: FacilityRule | None = None
+    """The site that it belongs to."""
+    keep: Table[AnyField] = Field(min_length=1, max_length=200)
+    """The fields that are kept, by name."""
+    dedup: tuple[str, ...] | None = Field(None, min_length=1)
+    """The fields that make two posts the same event, where the sender signs no id."""
+
+    def contradictions(self) -> Iterator[Contradiction]:
+        for name, field in self.keep.items():
+            if not re.fullmatch(r"[a-z_][a-z0-9_]{0,62}", name):
+                yield ("keep", name), "is no name of a field; use a-z, 0-9 and _, and begin with a letter"
+            for below, problem in field.contradictions():
+                yield ("keep", name, *below), problem
+        yield from self._about_paths()
+        yield from _twice("dedup", self.dedup or ())
+
+    def _about_paths(self) -> Iterator[Contradiction]:
+        """A value that is taken cannot have keys below it that are taken too."""
+        taken: dict[str, tuple[str, ...]] = {path: ("match", path) for path in self.match}
+        if self.facility:
+            taken[self.facility.from_] = ("facility", "from")
+        taken |= {field.from_: ("keep", name, "from") for name, field in self.keep.items()}
+        for path, place in taken.items():
+            for above in _paths_above(path):
+                if above in taken:
+                    yield place, f'reads inside "{above}", which {".".join(taken[above])} takes as a value; read one'
+
+
+def _paths_above(path: str) -> Iterator[str]:
+    keys = path.split(".")
+    yield from (".".join(keys[:length]) for length in range(1, len(keys)))
+
+
+# ── routes ─────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _exact_number(given: object) -> object:
+    return Decimal(repr(given)) if isinstance(given, float) else given
+
+
+Value = Annotated[str | int | bool | Decimal, BeforeValidator(_exact_number)]
+_VALUES: Final = _schema_of_one_or_many({"type": ["string", "number", "boolean"]})
+_BOUND: Final = WithJsonSchema({"type": ["string", "number"]})
+
+
+class Condition(Settings):
+    """What a kept field must be.  Written as a value or a list of values if it must be one of them."""
+
+    in_: Annotated[tuple[Value, ...], BeforeValidator(_one_or_many), _VALUES] | None = Field(None, alias="in")
+    """One of these."""
+    not_: Annotated[tuple[Value, ...], BeforeValidator(_one_or_many), _VALUES] | None = Field(None, alias="not")
+    """None of these."""
+    gt: Annotated[Value, _BOUND] | None = None
+    """More than this."""
+    gte: Annotated[Value, _BOUND] | None = None
+    """This or more."""
+    lt: Annotated[Value, _BOUND] | None = None
+    """Less than this."""
+    lte: Annotated[Value, _BOUND] | None = None
+    """This or less."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _short_form(cls, given: object) -> object:
+        return given if isinstance(given, Mapping | Condition) else {"in": given}
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        short = _VALUES.json_schema
+        return {"anyOf": [short, handler.resolve_ref_schema(handler(schema))], "description": cls.__doc__}
+
+    @property
+    def bounds(self) -> Mapping[str, str | int | bool | Decimal]:
+        """Those of gt, gte, lt and lte that are given."""
+        given = {"gt": self.gt, "gte": self.gte, "lt": self.lt, "lte": self.lte}
+        return {key: bound for key, bound in given.items() if bound is not None}
+
+
+_Some = Annotated[tuple[str, ...], Field(min_length=1), BeforeValidator(_one_or_many)]
+Some = Annotated[_Some, _schema_of_one_or_many({"type": "string"})]
+
+
+class When(Settings):
+    """Which events a route takes; all that is given must hold."""
+
+    source: Some | None = None
+    """Any of these sources."""
+    type: Some | None = None
+    """Any of these types; a trailing .* takes everything below."""
+    facility: Some | None = None
+    """Any of these facilities."""
+    data: Table[Condition] = Field(default_factory=_nothing)
+    """What kept fields must be."""
+
+
+class Route(Named):
+    """Which events go where; every route that matches applies."""
+
+    when: When = Field(default_factory=When)
+    """Which events it takes; default: all."""
+    to: tuple[str, ...] = Field(min_length=1)
+    """The destinations that get them."""
+    order: Literal["subject"] | None = None
+    """subject: one at a time for one record, in the order of acceptance."""
+    give_up: Duration | None = None
+    """After that a dead letter; default: the destination's."""
+
+    def contradictions(self) -> Iterator[Contradiction]:
+        yield from _twice("to", self.to)
+
+
+# ── destinations ───────────────────────────────────────────────────────────────────────────────────
+
+
+class RetrySettings(Entry):
+    """How a delivery that failed is tried again."""
+
+    first: Duration = timedelta(seconds=2)
+    """The first pause, on average doubled with every try."""
+    cap: Duration = timedelta(hours=1)
+    """The longest pause."""
+    give_up: Duration = timedelta(hours=72)
+    """After that it is a dead letter."""
+
+    def contradictions(self) -> Iterator[Contradiction]:
+        if self.cap < self.first:
+            yield ("cap",), "is shorter than first; write a longer one"
+
+
+class Destination(Named):
+    """Where events go, and how gently."""
+
+    connector: str
+    """The kind of destination; the other keys are those of its kind."""
+    system: str | None = None
+    """An entry of systems, instead of a connector."""
+    concurrency: int = Field(8, ge=1, le=1000)
+    """Deliveries at a time, at most; it adapts below that."""
+    rate: Rate | None = None
+    """Deliveries in a time, at most."""
+    timeout: Annotated[Duration, Field(le=timedelta(minutes=10))] = timedelta(seconds=10)
+    """For one try, all in all."""
+    retry: RetrySettings = RetrySettings()
+    """How a delivery that failed is tried again."""
+    receives: DataClass = "metadata"
+    """The highest class of data that it may get."""
+    settings: SkipJsonSchema[Settings]
+
+    def contradictions(self) -> Iterator[Contradiction]:
+        for below, problem in self.retry.contradictions():
+            yield ("retry", *below), problem
+
+
+# ── observability, retention ───────────────────────────────────────────────────────────────────────
+
+
+class Observability(Settings):
+    otlp: Url | None = None
+    """Where traces go, OTLP over HTTP; default: nowhere."""
+    sample: float = Field(0.1, ge=0, le=1)
+    """Of traces that went well; what failed is always kept."""
+    logs: Literal["json", "console"] = "json"
+    """How logs are written."""
+
+
+class Retention(Entry):
+    """How long what is kept is kept."""
+
+    events: Duration = timedelta(days=90)
+    """Events and their attempts; longer if they are still owed."""
+    dead_letters: Duration = timedelta(days=90)
+    """Dead letters that nobody repaired."""
+    dedup: Duration = timedelta(days=7)
+    """For how long the same post is recognised."""
+    audit: Duration = timedelta(days=6 * 366)
+    """Who did what."""
+
+    def contradictions(self) -> Iterator[Contradiction]:
+        if self.dedup > self.events:
+            yield ("dedup",), "is longer than events, but what is recognised leads to an event; shorten it"
+
+
+def _twice(key: str, names: Iterable[str]) -> Iterator[Contradiction]:
+    seen: set[str] = set()
+    for index, name in enumerate(names):
+        if name in seen:
+            yield (key, index), f'names "{name}" twice; leave one out'
+        seen.add(name)
