@@ -1,0 +1,127 @@
+"""Every name that the outside sees of the program at work, once: spans, their attributes, metrics, log events.
+
+Dashboards, alerts and people's searches hang on these, so a name is never written out anywhere else, and a test
+asserts that each one here is really emitted.
+"""
+
+from enum import StrEnum
+
+
+class SpanName(StrEnum):
+    RECEIVE = "POST /hooks/{source}"  # SERVER: the route, never the path, which may hold a token
+    SEND = "send"  # PRODUCER: from the minimized event to its commit
+    PROCESS = "process"  # CONSUMER: one attempt; the destination's name follows
+    DEAD_LETTER = "dead letter"  # INTERNAL
+    REPLAY = "replay"  # INTERNAL
+    # A CLIENT span is called as its method: POST, PROPFIND, …
+
+
+class Attribute(StrEnum):
+    """Attributes of spans: OpenTelemetry's semantic conventions 1.44, then ours.
+
+    `url.full` and `url.path` are left out on purpose: a path can hold a token or a person's name.
+    """
+
+    HTTP_REQUEST_METHOD = "http.request.method"
+    HTTP_ROUTE = "http.route"
+    HTTP_RESPONSE_STATUS_CODE = "http.response.status_code"
+    SERVER_ADDRESS = "server.address"
+    SERVER_PORT = "server.port"
+    ERROR_TYPE = "error.type"
+    MESSAGING_SYSTEM = "messaging.system"
+    MESSAGING_OPERATION_NAME = "messaging.operation.name"
+    MESSAGING_OPERATION_TYPE = "messaging.operation.type"
+    MESSAGING_DESTINATION_NAME = "messaging.destination.name"
+    MESSAGING_MESSAGE_ID = "messaging.message.id"
+    SOURCE = "sluicegate.source"
+    EVENT_TYPE = "sluicegate.event_type"
+    DUPLICATE_OF = "sluicegate.duplicate_of"
+    ATTEMPT = "sluicegate.attempt"
+    REPLAYED = "sluicegate.replayed"
+    OUTCOME = "sluicegate.outcome"
+
+
+class MetricName(StrEnum):
+    ACCEPTED = "sluicegate_accepted_total"
+    DUPLICATES = "sluicegate_duplicates_total"
+    REFUSED = "sluicegate_refused_total"
+    UNROUTED = "sluicegate_unrouted_total"
+    REQUEST_SECONDS = "sluicegate_request_seconds"
+    DROPPED_KEYS = "sluicegate_dropped_keys_total"
+    SECRET_USED = "sluicegate_secret_used_total"  # noqa: S105 — a name, not a secret
+    ATTEMPTS = "sluicegate_attempts_total"
+    ATTEMPT_SECONDS = "sluicegate_attempt_seconds"
+    DELIVERY_SECONDS = "sluicegate_delivery_seconds"
+    WAITING = "sluicegate_waiting"
+    HELD = "sluicegate_held"
+    DEAD = "sluicegate_dead"
+    OLDEST_WAITING_SECONDS = "sluicegate_oldest_waiting_seconds"
+    IN_FLIGHT = "sluicegate_in_flight"
+    CONCURRENCY_LIMIT = "sluicegate_concurrency_limit"
+    BREAKER_OPEN = "sluicegate_breaker_open"
+    LANES_OWNED = "sluicegate_lanes_owned"
+    TAKEOVERS = "sluicegate_takeovers_total"
+    FENCED = "sluicegate_fenced_total"
+    ORPHANS = "sluicegate_orphans_total"
+    BATCH_SIZE = "sluicegate_batch_size"
+    POOL_WAIT_SECONDS = "sluicegate_pool_wait_seconds"
+    LOOP_LAG_SECONDS = "sluicegate_loop_lag_seconds"
+    CLOCK_OFFSET_SECONDS = "sluicegate_clock_offset_seconds"
+    PARTITIONS_AHEAD = "sluicegate_partitions_ahead"
+    BALANCED = "sluicegate_balanced"
+    TASK_RUNS = "sluicegate_task_runs_total"
+    TASK_FAILURES = "sluicegate_task_failures_total"
+    SPANS_DROPPED = "sluicegate_spans_dropped_total"
+    LOG_LINES_DROPPED = "sluicegate_log_lines_dropped_total"
+    BUILD = "sluicegate_build_info"
+
+
+class LogEvent(StrEnum):
+    """What a log line is about: a thing of ours and what became of it.  The facts follow as keys and values."""
+
+    SERVE_STARTING = "serve.starting"
+    SERVE_READY = "serve.ready"
+    SERVE_STOPPING = "serve.stopping"
+    SERVE_STOPPED = "serve.stopped"
+    WORKER_STARTED = "worker.started"
+    WORKER_DIED = "worker.died"
+
+    CONFIG_RELOADED = "config.reloaded"
+    CONFIG_REFUSED = "config.refused"
+
+    POSTGRES_STARTED = "postgres.started"
+    POSTGRES_RECOVERING = "postgres.recovering"
+    POSTGRES_STOPPED = "postgres.stopped"
+    POSTGRES_AWAY = "postgres.away"
+    POSTGRES_BACK = "postgres.back"
+    MIGRATION_APPLIED = "migration.applied"
+    CLOCK_SKEWED = "clock.skewed"
+
+    EVENT_ACCEPTED = "event.accepted"
+    EVENT_UNROUTED = "event.unrouted"
+    REQUEST_REFUSED = "request.refused"
+    REQUEST_FAILED = "request.failed"
+
+    DELIVERY_SETTLED = "delivery.settled"
+    DELIVERY_DEAD = "delivery.dead"
+    DELIVERY_FAILED = "delivery.failed"  # a bug of ours, with its stack
+    PENDING_ORPHANED = "pending.orphaned"
+    DESTINATION_HELD = "destination.held"
+    DESTINATION_RELEASED = "destination.released"
+    BREAKER_OPENED = "breaker.opened"
+    BREAKER_CLOSED = "breaker.closed"
+    LANE_TAKEN_OVER = "lane.taken_over"
+    LANE_LOST = "lane.lost"
+
+    DEAD_LETTERS_REPLAYED = "dead_letters.replayed"
+    DEAD_LETTERS_DISCARDED = "dead_letters.discarded"
+
+    TASK_FAILED = "task.failed"
+    PARTITION_MADE = "partition.made"
+    PARTITION_DROPPED = "partition.dropped"
+    BOOKS_UNBALANCED = "books.unbalanced"
+
+    SPANS_DROPPED = "spans.dropped"
+    LOG_LINES_DROPPED = "log.lines_dropped"
+    LIBRARY_SAID = "library.said"  # a line of the standard library's logging: who and where, never what
+    PROCESS_FAILED = "process.failed"  # an exception that nobody caught

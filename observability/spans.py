@@ -1,0 +1,74 @@
+"""What is noted of one piece of work, cheap enough to note it always and to decide at its end whether to tell."""
+
+import time
+from contextvars import ContextVar
+from uuid import UUID
+
+from opentelemetry.trace import SpanKind
+
+from observability.names import Attribute
+from observability.traceparent import Context, new_span_id, write
+
+Fact = tuple[Attribute, str | int | bool | UUID]
+
+
+class Span:
+    """One span of a story: its head (the request, the attempt) or one of those below it.
+
+    A span of the SDK costs some 20 µs, whether or not anyone will see it. This one costs 2 µs, and becomes one of the
+    SDK when it is exported, in the exporter's thread.
+    """
+
+    __slots__ = (
+        "began",
+        "below",
+        "ended",
+        "error",
+        "facts",
+        "failed",
+        "head",
+        "kind",
+        "links",
+        "name",
+        "parent",
+        "sampled",
+        "span_id",
+        "told",
+        "trace_id",
+    )
+
+    def __init__(
+        self,
+        name: str,
+        kind: SpanKind,
+        trace_id: str,
+        facts: list[Fact],
+        *,
+        sampled: bool,
+        parent: Context | None = None,
+        links: tuple[Context, ...] = (),
+        head: "Span | None" = None,
+    ) -> None:
+        self.name = name
+        self.kind = kind
+        self.trace_id = trace_id
+        self.span_id = new_span_id()
+        self.facts = facts  # of two about the same attribute the later one counts
+        self.sampled = sampled
+        self.parent = parent  # of a head: a span of another process
+        self.links = links
+        self.head = head
+        self.below: list[Span] = []
+        self.error: str | None = None  # a code of ours or a status code, never a message
+        self.failed = False
+        self.told: bool | None = None  # of a head: whether its story was exported; None while it goes on
+        self.began = time.time_ns()
+        self.ended = 0
+
+    @property
+    def traceparent(self) -> str:
+        return write(self.trace_id, self.span_id, sampled=self.sampled)
+
+
+current: ContextVar[Span | None] = ContextVar("sluicegate.span", default=None)
+"""The head of the story that this task works on: calls go below it, and log lines name its trace."""
