@@ -1,0 +1,491 @@
+"""Postgres, with manners: a pool whose calls end in time, and the schema that this program works on."""
+
+import asyncio
+import hashlib
+import importlib.metadata
+import importlib.resources
+import re
+import time
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, Self, TypeAlias
+
+import asyncpg
+import structlog
+from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_delay, wait_random_exponential
+
+from observability.names import LogEvent
+
+SCHEMA = "sluicegate"
+OLDEST_POSTGRES = 14
+PATIENCE = timedelta(seconds=10)
+
+if TYPE_CHECKING:
+    Connection: TypeAlias = asyncpg.pool.PoolConnectionProxy[asyncpg.Record]
+    Session: TypeAlias = asyncpg.Connection[asyncpg.Record]
+else:  # where it runs, asyncpg's classes take no parameter
+    Connection, Session = asyncpg.pool.PoolConnectionProxy, asyncpg.Connection
+
+log = structlog.get_logger()
+
+
+class Unavailable(Exception):  # noqa: N818 — a state of Postgres, not a mistake
+    """Postgres cannot be reached, or did not answer in time, or had no connection free: asking later may help.
+
+    The message names the kind of trouble and repeats no value.
+    """
+
+
+class UnsuitableError(Exception):
+    """This Postgres, or the schema in it, cannot be used as it is; the message says what to do."""
+
+
+class Database:
+    """A pool of connections that all behave alike, however the server is configured.
+
+    Every call ends in time.  asyncpg waits without a limit for a query to be cancelled, so a connection on which
+    a call was late or was cancelled is cut and never given back.
+    """
+
+    def __init__(
+        self, pool: "asyncpg.Pool[asyncpg.Record]", address: "Address", *, waited: Callable[[timedelta], None] | None
+    ) -> None:
+        self._pool = pool
+        self._address = address
+        self._waited = waited
+
+    @classmethod
+    async def connect(
+        cls,
+        dsn: str,
+        *,
+        size: int = 8,
+        application: str = "sluicegate",
+        pinned: bool = False,
+        patience: timedelta = PATIENCE,
+        waited: Callable[[timedelta], None] | None = None,
+    ) -> Self:
+        """Open `size` connections; `pinned` ones keep to the plans that suit a queue.
+
+        `patience` is how long a statement may take, unless a call says less.  `waited` is told how long each caller
+        waited for a connection.
+        """
+        address = Address(dsn=dsn, application=application, pinned=pinned, patience=patience)
+        with connecting():
+            pool = await asyncpg.create_pool(
+                **address.arguments(),
+                min_size=size,
+                max_size=size,
+                max_inactive_connection_lifetime=0,
+                init=refuse_unsuitable,
+                reset=leave_as_it_is,
+            )
+        return cls(pool, address, waited=waited)
+
+    async def fetch(self, sql: str, *arguments: object, timeout: timedelta | None = None) -> list[asyncpg.Record]:
+        async with self.connection() as connection:
+            return await connection.fetch(sql, *arguments, timeout=seconds(timeout))
+
+    async def fetchrow(self, sql: str, *arguments: object, timeout: timedelta | None = None) -> asyncpg.Record | None:
+        async with self.connection() as connection:
+            return await connection.fetchrow(sql, *arguments, timeout=seconds(timeout))
+
+    async def fetchval(self, sql: str, *arguments: object, timeout: timedelta | None = None) -> Any:
+        async with self.connection() as connection:
+            return await connection.fetchval(sql, *arguments, timeout=seconds(timeout))
+
+    async def execute(self, sql: str, *arguments: object, timeout: timedelta | None = None) -> str:
+        async with self.connection() as connection:
+            return await connection.execute(sql, *arguments, timeout=seconds(timeout))
+
+    @asynccontextmanager
+    async def connection(self) -> AsyncIterator[Connection]:
+        """A connection for a few calls.  It goes back as it is: what is set in a session, or listened to, stays so."""
+        connection = await self._acquire()
+        try:
+            yield connection
+        except BaseException as error:
+            if is_unsure(error):
+                connection.terminate()
+            if reason := why_unavailable(error, connection):
+                raise Unavailable(reason) from error
+            raise
+        finally:
+            if not connection.is_closed() and connection.is_in_transaction():
+                connection.terminate()
+            with suppress(*BROKEN, asyncpg.InterfaceError):
+                await self._pool.release(connection, timeout=1)
+
+    @asynccontextmanager
+    async def transaction(self) -> AsyncIterator[Connection]:
+        """Commits at the end, rolls back if the block raises.
+
+        Not asyncpg's own block, which would wait for a ROLLBACK on a connection that has stopped answering.
+        """
+        async with self.connection() as connection:
+            transaction = connection.transaction()
+            await transaction.start()
+            try:
+                yield connection
+            except BaseException as error:
+                if not is_unsure(error) and not connection.is_closed():
+                    await transaction.rollback()
+                raise
+            await transaction.commit()
+
+    @asynccontextmanager
+    async def session(self) -> AsyncIterator[Session]:
+        """A connection beside the pool, for what lasts as long as its session: LISTEN, advisory locks."""
+        async with self._address.session() as session:
+            yield session
+
+    async def close(self) -> None:
+        """Wait a little for the calls under way, and cut what is left."""
+        try:
+            async with asyncio.timeout(5):
+                await self._pool.close()
+        except TimeoutError:
+            self._pool.terminate()
+
+    async def _acquire(self) -> Connection:
+        """A free connection; one that was lost is opened again, with a few quick tries while Postgres restarts."""
+        began = time.monotonic()
+        with connecting():
+            try:
+                connection = await self._pool.acquire(timeout=LONGEST_WAIT.total_seconds())
+            except REPAIRABLE:
+                async for attempt in quick_tries():
+                    with attempt:
+                        connection = await self._pool.acquire(timeout=LONGEST_WAIT.total_seconds())
+        if self._waited:
+            self._waited(timedelta(seconds=time.monotonic() - began))
+        return connection
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Address:
+    """How to reach Postgres, and how a session there behaves."""
+
+    dsn: str
+    application: str = "sluicegate"
+    pinned: bool = False
+    patience: timedelta = PATIENCE
+
+    def arguments(self) -> dict[str, Any]:
+        """For asyncpg.  The settings go out with the first packet, so neither a role's nor RESET's come before them."""
+        settings = SESSION | {
+            "application_name": self.application,
+            "statement_timeout": f"{round(self.patience.total_seconds() * 1000)}ms",
+        }
+        return {
+            "dsn": self.dsn,
+            "timeout": LONGEST_WAIT.total_seconds(),
+            "command_timeout": self.patience.total_seconds() + 1,  # the server's own limit comes first
+            "max_cached_statement_lifetime": 0,
+            "target_session_attrs": None if "target_session_attrs" in self.dsn else "read-write",
+            "server_settings": settings | PINS if self.pinned else settings,
+        }
+
+    @asynccontextmanager
+    async def session(self) -> AsyncIterator[Session]:
+        with connecting():
+            session = await asyncpg.connect(**self.arguments())
+        try:
+            await refuse_unsuitable(session)
+            yield session
+        except BaseException as error:
+            if reason := why_unavailable(error, session):
+                raise Unavailable(reason) from error
+            raise
+        finally:
+            session.terminate()
+
+
+SESSION = {
+    "search_path": SCHEMA,
+    "synchronous_commit": "on",
+    "default_transaction_isolation": "read committed",
+    "timezone": "UTC",
+    "jit": "off",
+    "lock_timeout": "5s",
+    "idle_in_transaction_session_timeout": "30s",
+    "tcp_keepalives_idle": "15",  # a machine that vanished must not keep its locks for hours
+    "tcp_keepalives_interval": "5",
+    "tcp_keepalives_count": "3",
+}
+
+# On a queue that was analysed while it was empty, Postgres would change its mind about how to read it.
+PINS = {
+    "enable_seqscan": "off",
+    "enable_bitmapscan": "off",
+    "enable_hashjoin": "off",
+    "enable_mergejoin": "off",
+    "plan_cache_mode": "force_generic_plan",
+}
+
+LONGEST_WAIT = timedelta(seconds=5)  # for a free connection
+
+
+async def refuse_unsuitable(session: Session) -> None:
+    """Judges by what the server told on connecting, so it costs nothing."""
+    version, encoding = session.get_server_version(), session.get_settings().server_encoding
+    if version.major < OLDEST_POSTGRES:
+        raise UnsuitableError(
+            f"database: this is Postgres {version.major}, and sluicegate needs {OLDEST_POSTGRES} or later. Upgrade the "
+            "server, or set `database: embedded`."
+        )
+    if encoding != "UTF8":
+        raise UnsuitableError(
+            f"database: it is encoded in {encoding}, which cannot hold every text. Create one with ENCODING 'UTF8' "
+            "TEMPLATE template0, and name that one."
+        )
+
+
+async def leave_as_it_is(session: Session) -> None:
+    """In place of asyncpg's reset whenever one is given back: that is a round trip, and nothing here leaves a trace."""
+
+
+# ── what goes wrong ─────────────────────────────────────────────────────────────────────────────────
+
+# After these a connection is of no use any more.
+BROKEN = (
+    OSError,
+    TimeoutError,
+    asyncpg.PostgresConnectionError,
+    asyncpg.AdminShutdownError,
+    asyncpg.CrashShutdownError,
+    asyncpg.CannotConnectNowError,
+    asyncpg.DatabaseDroppedError,
+    asyncpg.IdleSessionTimeoutError,
+    asyncpg.IdleInTransactionSessionTimeoutError,
+    asyncpg.ReadOnlySQLTransactionError,  # it was the primary once
+)
+
+# After these it is as good as before, and the same call may do better later.
+BUSY = (
+    asyncpg.QueryCanceledError,
+    asyncpg.InsufficientResourcesError,
+    asyncpg.LockNotAvailableError,
+    asyncpg.TransactionRollbackError,
+)
+
+# What a Postgres that restarts, or hands over to another one, answers for a moment.
+REPAIRABLE = (
+    ConnectionError,
+    FileNotFoundError,  # its socket
+    asyncpg.PostgresConnectionError,
+    asyncpg.AdminShutdownError,
+    asyncpg.CrashShutdownError,
+    asyncpg.CannotConnectNowError,
+)
+
+
+def is_unsure(error: BaseException) -> bool:
+    """Whether a call may still be under way on the connection, or never end on it."""
+    return not isinstance(error, Exception) or isinstance(error, BROKEN)
+
+
+def why_unavailable(error: BaseException, connection: Connection | Session) -> str | None:
+    if isinstance(error, TimeoutError):
+        return "Postgres did not answer in time"
+    if isinstance(error, (*BROKEN, *BUSY)) or (isinstance(error, asyncpg.InterfaceError) and connection.is_closed()):
+        return f"Postgres did not do it: {type(error).__name__}"
+    return None
+
+
+class connecting:  # noqa: N801 — reads as what it surrounds
+    """While connecting, whatever the server says is about the connection: it is there or not."""
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
+        match error:
+            case asyncpg.ClientConfigurationError():
+                raise UnsuitableError(f"database: this is no address of a Postgres: {error}") from error
+            case TimeoutError():
+                waited = LONGEST_WAIT.total_seconds()
+                raise Unavailable(f"no connection to Postgres became free within {waited:g} s") from error
+            case OSError() | asyncpg.InterfaceError() | asyncpg.PostgresError():
+                reason, *_ = str(error).splitlines()
+                raise Unavailable(f"no connection to Postgres: {reason}") from error
+            case _:
+                return
+
+
+def quick_tries() -> AsyncRetrying:
+    return AsyncRetrying(
+        retry=retry_if_exception_type(REPAIRABLE),
+        wait=wait_random_exponential(multiplier=0.02, max=0.2),
+        stop=stop_after_delay(1),
+        reraise=True,
+    )
+
+
+def seconds(timeout: timedelta | None) -> float | None:
+    return None if timeout is None else timeout.total_seconds()
+
+
+# ── the schema ──────────────────────────────────────────────────────────────────────────────────────
+
+
+async def migrate(
+    dsn: str, *, program: str | None = None, migrations: "Sequence[Migration] | None" = None
+) -> list[str]:
+    """Bring the schema to where this program wants it; returns what was applied, by name.
+
+    One program at a time, the others wait for it.  Each migration is one transaction, so it is there or it is not.
+    """
+    shipped = migrations if migrations is not None else shipped_migrations()
+    async with Address(dsn=dsn, application="sluicegate migrate", patience=timedelta(hours=1)).session() as session:
+        await session.execute("SET lock_timeout = 0")
+        await session.execute("SELECT pg_advisory_lock(hashtext('sluicegate.migrations'))")
+        pending = await outstanding(session, shipped, program or this_program())
+        if pending:
+            await prepare(session)
+        for migration in pending:
+            await apply(session, migration)
+            log.info(LogEvent.MIGRATION_APPLIED, name=migration.name)
+    return [migration.name for migration in pending]
+
+
+async def migrations_pending(
+    dsn: str, *, program: str | None = None, migrations: "Sequence[Migration] | None" = None
+) -> list[str]:
+    """What `migrate` would apply; raises UnsuitableError if this program must not use the schema at all."""
+    shipped = migrations if migrations is not None else shipped_migrations()
+    async with Address(dsn=dsn).session() as session:
+        return [migration.name for migration in await outstanding(session, shipped, program or this_program())]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Migration:
+    """A numbered file of plain SQL; its first line says `-- runs_from:` the oldest program that may use the result."""
+
+    number: int
+    name: str
+    sql: str
+    runs_from: str
+
+    @property
+    def digest(self) -> str:
+        return hashlib.sha256(self.sql.encode()).hexdigest()
+
+    @classmethod
+    def of(cls, name: str, sql: str) -> Self:
+        sql = sql.replace("\r\n", "\n")
+        header = re.match(r"-- runs_from: (\d+\.\d+\.\d+)\n", sql)
+        if not header:
+            raise ValueError(f"{name} does not begin with `-- runs_from: 1.2.3`")
+        return cls(number=int(name[:4]), name=name, sql=sql, runs_from=header[1])
+
+
+def shipped_migrations() -> list[Migration]:
+    folder = importlib.resources.files("outbox") / "migrations"
+    files = sorted((file for file in folder.iterdir() if file.name.endswith(".sql")), key=lambda file: file.name)
+    return [Migration.of(file.name.removesuffix(".sql"), file.read_text(encoding="utf-8")) for file in files]
+
+
+def this_program() -> str:
+    return importlib.metadata.version("sluicegate")
+
+
+async def outstanding(session: Session, shipped: Sequence[Migration], program: str) -> list[Migration]:
+    """What is still to be applied to a schema in order; a schema that is not in order is refused, with the mend."""
+    if not await session.fetchval("SELECT to_regclass('sluicegate.migrations') IS NOT NULL"):
+        if foreign := await session.fetchval(
+            "SELECT count(*) FROM pg_class WHERE relnamespace = to_regnamespace('sluicegate')"
+        ):
+            raise UnsuitableError(
+                f"the schema `sluicegate` holds {foreign} tables and indexes, but no record of migrations: something "
+                "else made it, or it was restored in part. Restore it whole, or name a database without such a schema."
+            )
+        return list(shipped)
+    applied = {
+        row["number"]: row
+        for row in await session.fetch(
+            "SELECT number, name, digest, runs_from, started_at, finished_at FROM migrations"
+        )
+    }
+    refuse_half_migrated(shipped, applied)
+    refuse_too_new(applied, program)
+    return [migration for migration in shipped if migration.number not in applied]
+
+
+def refuse_half_migrated(shipped: Sequence[Migration], applied: Mapping[int, asyncpg.Record]) -> None:
+    last = max(applied, default=0)
+    for record in applied.values():
+        if record["finished_at"] is None:
+            raise UnsuitableError(
+                f"the schema is half-migrated: {record['name']} began at {record['started_at']:%Y-%m-%d %H:%M} UTC and did "
+                "not finish. Restore the backup from before it, and run `sluicegate migrate` again."
+            )
+    for migration in shipped:
+        row = applied.get(migration.number)
+        if row is None and migration.number < last:
+            raise UnsuitableError(
+                f"the schema is half-migrated: {migration.name} is missing, though later ones are there. Restore the "
+                "backup from before them, and run `sluicegate migrate` of one release."
+            )
+        if row is not None and row["digest"] != migration.digest:
+            raise UnsuitableError(
+                f"the schema was made by another {row['name']} than this release brings: one of them was changed. "
+                "Install the release that made it, or restore a backup that belongs to this one."
+            )
+
+
+def refuse_too_new(applied: Mapping[int, asyncpg.Record], program: str) -> None:
+    needed = max((row["runs_from"] for row in applied.values()), key=release, default=program)
+    if release(program) < release(needed):
+        raise UnsuitableError(
+            f"the schema no longer runs sluicegate {program}: a later release has migrated it. Install {needed} or "
+            "later, or restore the backup from before."
+        )
+
+
+async def prepare(session: Session) -> None:
+    if not await session.fetchval("SELECT to_regnamespace('sluicegate') IS NOT NULL"):
+        await session.execute("CREATE SCHEMA sluicegate")
+    await session.execute(
+        """
+        CREATE TABLE IF NOT EXISTS migrations (
+            number      integer     PRIMARY KEY,
+            name        text        NOT NULL,
+            digest      text        NOT NULL,
+            runs_from   text        NOT NULL,  -- the oldest program that may use the schema from here on
+            started_at  timestamptz NOT NULL DEFAULT clock_timestamp(),
+            finished_at timestamptz            -- null: it was not done in one piece, and is not done
+        )
+        """
+    )
+
+
+async def apply(session: Session, migration: Migration) -> None:
+    """In one transaction; a table that is in use is waited for in short turns, so that nobody queues up behind it."""
+    async for attempt in AsyncRetrying(
+        retry=retry_if_exception_type(asyncpg.LockNotAvailableError),
+        wait=wait_random_exponential(multiplier=0.2, max=5),
+        stop=stop_after_delay(300),
+        reraise=True,
+    ):
+        with attempt:
+            async with session.transaction():
+                await session.execute("SET LOCAL lock_timeout = '2s'")
+                await session.execute(
+                    "INSERT INTO migrations (number, name, digest, runs_from) VALUES ($1, $2, $3, $4)",
+                    migration.number,
+                    migration.name,
+                    migration.digest,
+                    migration.runs_from,
+                )
+                await session.execute(migration.sql)
+                await session.execute(
+                    "UPDATE migrations SET finished_at = clock_timestamp() WHERE number = $1", migration.number
+                )
+
+
+def release(version: str) -> tuple[int, ...]:
+    """1.2.3 and 1.2.3rc1 alike as (1, 2, 3)."""
+    return tuple(int(number) for number in re.findall(r"\d+", version)[:3])

@@ -1,0 +1,66 @@
+"""What every test may ask for: a Postgres of its own session, and in it a fresh database with the schema in place."""
+
+from collections.abc import AsyncIterator
+from itertools import count
+from urllib.parse import urlsplit
+
+import asyncpg
+import pytest
+import pytest_asyncio
+
+from outbox.database import Database, migrate
+from outbox.embedded import Embedded
+
+TEMPLATE = "migrated"
+numbers = count(1)
+
+
+def in_database(server: str, name: str, *, user: str = "sluicegate") -> str:
+    """The address of another database on the same server."""
+    return urlsplit(server)._replace(netloc=f"{user}@", path=f"/{name}").geturl()
+
+
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
+async def server(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[str]:
+    """One embedded Postgres for all tests; its databases are what is fresh."""
+    embedded = await Embedded.start(tmp_path_factory.mktemp("embedded"))
+    await as_superuser(embedded.dsn, f"CREATE DATABASE {TEMPLATE} OWNER sluicegate")
+    await migrate(in_database(embedded.dsn, TEMPLATE))
+    yield embedded.dsn
+    await embedded.stop()
+
+
+@pytest_asyncio.fixture
+async def empty_dsn(server: str) -> AsyncIterator[str]:
+    """A database in which nothing was done yet."""
+    async for dsn in made_of("template1", server):
+        yield dsn
+
+
+@pytest_asyncio.fixture
+async def dsn(server: str) -> AsyncIterator[str]:
+    """A database with the schema in place, and nothing in it."""
+    async for dsn in made_of(TEMPLATE, server):
+        yield dsn
+
+
+@pytest_asyncio.fixture
+async def database(dsn: str) -> AsyncIterator[Database]:
+    database = await Database.connect(dsn, size=4)
+    yield database
+    await database.close()
+
+
+async def made_of(template: str, server: str) -> AsyncIterator[str]:
+    name = f"test_{next(numbers)}"
+    await as_superuser(server, f"CREATE DATABASE {name} TEMPLATE {template} OWNER sluicegate")
+    yield in_database(server, name)
+    await as_superuser(server, f"DROP DATABASE {name} WITH (FORCE)")
+
+
+async def as_superuser(server: str, statement: str) -> None:
+    connection = await asyncpg.connect(in_database(server, "postgres", user="postgres"))
+    try:
+        await connection.execute(statement)
+    finally:
+        await connection.close()
