@@ -35,7 +35,8 @@ from pydantic import (
     WithJsonSchema,
     model_validator,
 )
-from pydantic.json_schema import JsonSchemaValue
+from pydantic.fields import FieldInfo
+from pydantic.json_schema import JsonSchemaValue, SkipJsonSchema
 from pydantic_core import CoreSchema, core_schema
 
 from connectors.standard_webhooks import decode_secret
@@ -52,31 +53,39 @@ class Settings(BaseModel):
     model_config = ConfigDict(
         frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True, hide_input_in_errors=True
     )
-    _takes_references: ClassVar[Mapping[str, bool]] = {}  # by key: whether the parts below look after references
+    _keys: ClassVar[Mapping[str, FieldInfo]] = {}
+    _looked_after: ClassVar[frozenset[str]] = frozenset()  # keys whose own parts take references
 
     @classmethod
     def __pydantic_init_subclass__(cls, **_: Any) -> None:
-        cls._takes_references = {
-            field.alias or name: any(_is_own(kind) for kind in _types_in(field.annotation))
-            for name, field in cls.model_fields.items()
-        }
+        cls._keys = {field.alias or name: field for name, field in cls.model_fields.items()}
+        cls._looked_after = frozenset(
+            key for key, field in cls._keys.items() if any(map(_is_own, _types_in(field.annotation)))
+        )
 
     @model_validator(mode="before")
     @classmethod
     def _resolve(cls, given: object) -> object:
-        if not isinstance(given, Mapping):
-            return given
-        fields = {field.alias or name: field for name, field in cls.model_fields.items()}
-        taken: dict[object, object] = {}
+        return dict(cls._resolved(given)) if isinstance(given, Mapping) else given
+
+    @classmethod
+    def _resolved(cls, given: Mapping[Any, object]) -> Iterator[tuple[Any, object]]:
         for key, value in given.items():
-            field = fields.get(key)
-            if field is None or cls._takes_references[key]:
-                taken[key] = _with_tuples(value)
-            elif isinstance(value, Reference) and value.absent and not field.is_required():
-                continue
-            else:
-                taken[key] = _with_tuples(_fetched(value, as_text=_is_text(field.annotation)))
-        return taken
+            match cls._keys.get(key):
+                case None:
+                    yield key, UnknownKey(known=cls.key_names())
+                case _ if key in cls._looked_after:
+                    yield key, _with_tuples(value)
+                case field if isinstance(value, Reference) and value.absent and not field.is_required():
+                    pass
+                case field:
+                    yield key, _with_tuples(_fetched(value, as_text=_is_text(field.annotation)))
+
+    @classmethod
+    def key_names(cls) -> tuple[str, ...]:
+        """What may be written in the file."""
+        hidden = (SkipJsonSchema,)
+        return tuple(k for k, field in cls._keys.items() if not any(isinstance(m, hidden) for m in field.metadata))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
@@ -90,6 +99,13 @@ class Reference:
 
     def __repr__(self) -> str:
         return self.origin
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UnknownKey:
+    """Stands in place of the value of a key that its Settings do not have, for the error that says so."""
+
+    known: tuple[str, ...]
 
 
 class Secret:
@@ -335,16 +351,16 @@ Instant = Annotated[
     datetime, BeforeValidator(instant), WithJsonSchema({"type": "string", "pattern": "^(env:|file:|[0-9]{4}-)"})
 ]
 
-_NAME: Final = r"[a-z0-9][a-z0-9-]{0,62}"
+NAME: Final = r"[a-z0-9][a-z0-9-]{0,62}"
 
 
 def _name(text: str) -> str:
-    if not re.fullmatch(_NAME, text):
+    if not re.fullmatch(NAME, text):
         raise ValueError("is no name; use up to 63 of a-z, 0-9 and -, and begin with a letter or a digit")
     return text
 
 
-Name = Annotated[str, AfterValidator(_name), WithJsonSchema({"type": "string", "pattern": f"^{_NAME}$"})]
+Name = Annotated[str, AfterValidator(_name), WithJsonSchema({"type": "string", "pattern": f"^{NAME}$"})]
 """What a source, policy, route, system, facility or destination is called."""
 
 
@@ -354,8 +370,22 @@ _PLACEHOLDER: Final = re.compile(r"\{([a-z_][a-z0-9_.]*)\}")
 def placeholders(template: str) -> tuple[str, ...]:
     """The names between braces, in order; a ValueError where a brace is no part of a `{name}`."""
     if re.search(r"[{}]", _PLACEHOLDER.sub("", template)):
-        raise ValueError(f"is {shown(template)}, where a brace is not part of a {{name}}")
+        raise ValueError(f"is {shown(template)}, where a brace is no part of a {{name}}; correct it")
     return tuple(_PLACEHOLDER.findall(template))
+
+
+def written(value: timedelta) -> str:
+    """A duration as the file would say it."""
+    unit = max(
+        (unit for unit, length in _UNITS.items() if not value % length), key=lambda unit: _UNITS[unit], default="ms"
+    )
+    return f"{value // _UNITS[unit]}{unit}"
+
+
+def written_size(value: int) -> str:
+    """A size as the file would say it."""
+    unit = max((unit for unit, length in _BYTES.items() if not value % length), key=lambda unit: _BYTES[unit])
+    return f"{value // _BYTES[unit]}{unit}"
 
 
 def shown(value: object) -> str:
@@ -377,11 +407,11 @@ def shown(value: object) -> str:
             return str(value)
 
 
-def did_you_mean(wrong: str, known: Sequence[str]) -> str:
-    """`; did you mean "approvers"?`, or what there is, or nothing."""
+def did_you_mean(wrong: str, known: Sequence[str], *, among: bool = True) -> str:
+    """`; did you mean "approvers"?`, or else what there is, if it is told `among` what."""
     if close := get_close_matches(wrong, known, n=1, cutoff=0.6):
         return f'; did you mean "{close[0]}"?'
-    if 0 < len(known) <= 16:
+    if among and 0 < len(known) <= 16:
         return f"; there is {', '.join(known)}"
     return ""
 

@@ -11,7 +11,7 @@ from datetime import timedelta
 from decimal import Decimal
 from ipaddress import ip_address
 from types import MappingProxyType
-from typing import Annotated, Any, Final, Literal, Self, TypeVar
+from typing import Annotated, Any, Final, Literal, NamedTuple, Self, TypeVar
 from urllib.parse import urlsplit
 from zoneinfo import ZoneInfo, available_timezones
 
@@ -40,14 +40,21 @@ from connectors.settings import (
     Settings,
     Size,
     Url,
+    did_you_mean,
     of_at_least,
     placeholders,
     shown,
 )
-from gateway.config_patterns import why_unsafe
+from gateway.config_patterns import characters_of, why_unsafe
 
-Contradiction = tuple[tuple[str | int, ...], str]
-"""A key below the entry that says it, and the rest of a sentence that begins with that key."""
+
+class Contradiction(NamedTuple):
+    """Two keys that cannot both be meant, or a name of something that is not there."""
+
+    key: tuple[str | int, ...]  # below the entry that says it
+    problem: str  # the rest of a sentence that begins with the key, and the mend
+    also: tuple[tuple[str | int, ...], ...] = ()  # the other keys that it is judged by
+
 
 T = TypeVar("T")
 Table = Annotated[Mapping[str, T], AfterValidator(MappingProxyType)]
@@ -131,7 +138,7 @@ class Serve(Entry):
         _schema_of_one_or_many({"type": "string", "pattern": "^(unix:/|env:|file:|.*:[0-9]{1,5}$)"}),
     ] = (Listen("127.0.0.1", 8470),)
     """Where to listen: host:port or unix:/path, one or a list."""
-    workers: int = Field(1, ge=1, le=64)
+    workers: int = Field(default=1, ge=1, le=64)
     """Processes that share the port."""
     trusted_proxies: tuple[Network, ...] = ()
     """The proxies whose X-Forwarded-For counts."""
@@ -139,7 +146,7 @@ class Serve(Entry):
     def contradictions(self) -> Iterator[Contradiction]:
         for index, address in enumerate(self.listen):
             if address in self.listen[:index] and (address.port or address.path):
-                yield ("listen", index), f"names {address} twice; leave one out"
+                yield Contradiction(("listen", index), f"names {address} twice; leave one out")
 
 
 def _database(given: object) -> Literal["embedded"] | Secret:
@@ -195,13 +202,16 @@ class Facility(Settings):
     """Its time zone, such as Europe/Berlin."""
 
 
-class System(Named):
+class SystemManners(Settings):
+    timeout: Duration = timedelta(seconds=10)
+    """For one call."""
+
+
+class System(SystemManners, Named):
     """A partner that several destinations speak to: one login, one pool."""
 
     connector: str
     """The kind of system; the other keys are those of its kind."""
-    timeout: Duration = timedelta(seconds=10)
-    """For one call."""
     settings: SkipJsonSchema[Settings]
 
 
@@ -219,14 +229,14 @@ class Source(Named):
     """At most so many requests; more are answered with 429."""
     body: Size = 256 * 1024
     """The largest body."""
-    from_: tuple[Network, ...] = Field((), alias="from")
+    from_: tuple[Network, ...] = Field(default=(), alias="from")
     """The addresses that it may post from; default: any."""
     trust_trace: bool = False
     """Whether its traceparent becomes the parent of our trace; else it is only linked."""
 
     def contradictions(self) -> Iterator[Contradiction]:
         if self.body > 16 * 1024 * 1024:
-            yield ("body",), "is more than 16MiB; a source posts metadata, write less"
+            yield Contradiction(("body",), "is more than 16MiB; a source posts metadata, write less")
         yield from _twice("accepts", self.accepts)
 
 
@@ -257,7 +267,9 @@ class TimedSecret(Entry):
 
     def contradictions(self) -> Iterator[Contradiction]:
         if self.not_before and self.not_after and self.not_after <= self.not_before:
-            yield ("not_after",), "is not after its not_before, so the secret never counts; correct one of them"
+            yield Contradiction(
+                ("not_after",), "is not after its not_before, so the secret never counts; correct one of them"
+            )
 
 
 class TimedSigningSecret(TimedSecret):
@@ -294,9 +306,9 @@ class _WithSecrets(Source):
         yield from super().contradictions()
         for index, timed in enumerate(self.secrets):
             if any(timed.secret == earlier.secret for earlier in self.secrets[:index]):
-                yield ("secrets", index), "is the same secret as one above it; leave one out"
-            for below, problem in timed.contradictions():
-                yield ("secrets", index, *below), problem
+                yield Contradiction(("secrets", index), "is the same secret as one above it; leave one out")
+            for below, problem, _ in timed.contradictions():
+                yield Contradiction(("secrets", index, *below), problem)
 
 
 Tolerance = Annotated[Duration, Field(le=timedelta(hours=1))]
@@ -324,9 +336,9 @@ class Hmac(_WithSecrets):
     """The hash; sha1 only where the sender knows no other."""
     encoding: Literal["hex", "base64"] = "hex"
     """How the signature is written."""
-    prefix: str = Field("", max_length=50)
+    prefix: str = Field(default="", max_length=50)
     """What stands before the signature, such as sha256=."""
-    signed: str = Field("{body}", max_length=200)
+    signed: str = Field(default="{body}", max_length=200)
     """What is signed, made of {id} {timestamp} {body}."""
     timestamp: Header | None = None
     """The header with the time, in Unix seconds; needs a tolerance."""
@@ -341,31 +353,38 @@ class Hmac(_WithSecrets):
         yield from super().contradictions()
         yield from self._about_what_is_signed()
         if self.timestamp and not self.tolerance:
-            yield ("timestamp",), "needs a tolerance beside it; add tolerance: 5m"
+            yield Contradiction(("timestamp",), "needs a tolerance beside it; add tolerance: 5m", (("tolerance",),))
         if self.tolerance and not self.timestamp:
-            yield ("tolerance",), "needs a timestamp beside it; name its header, or leave tolerance out"
+            yield Contradiction(
+                ("tolerance",),
+                "needs a timestamp beside it; name its header, or leave tolerance out",
+                (("timestamp",),),
+            )
 
     def _about_what_is_signed(self) -> Iterator[Contradiction]:
         try:
             parts = placeholders(self.signed)
         except ValueError as error:
-            yield ("signed",), f"{error}; write it as {{id}}.{{timestamp}}.{{body}}"
+            yield Contradiction(("signed",), f"{error}; write it as {{id}}.{{timestamp}}.{{body}}")
             return
         for part in parts:
             if part == "url":
-                yield ("signed",), "has {url}, which this version cannot verify; use {id} {timestamp} {body}"
+                yield Contradiction(
+                    ("signed",), "has {url}, which this version cannot verify; use {id} {timestamp} {body}"
+                )
             elif part not in {"id", "timestamp", "body"}:
-                yield ("signed",), f"has {{{part}}}, but there is only {{id}}, {{timestamp}} and {{body}}; correct it"
+                yield Contradiction(
+                    ("signed",), f"has {{{part}}}, but there is only {{id}}, {{timestamp}} and {{body}}; correct it"
+                )
         if parts.count("body") != 1:
-            yield ("signed",), "must have {body} once: what is not signed proves nothing; add it"
+            yield Contradiction(("signed",), "must have {body} once: what is not signed proves nothing; add it")
         for key, header in (("id", self.id), ("timestamp", self.timestamp)):
             if header and key not in parts:
-                yield (
-                    (key,),
-                    f"is not covered by signed, so anyone can change it; add {{{key}}} to signed, or leave it out",
-                )
+                problem = f"is not covered by signed, so anyone can change it; add {{{key}}} to signed, or leave it out"
+                yield Contradiction((key,), problem, (("signed",),))
             if not header and key in parts:
-                yield ("signed",), f"has {{{key}}}, but no header is named for it; add {key}: and its header"
+                problem = f"has {{{key}}}, but no header is named for it; add {key}: and its header"
+                yield Contradiction(("signed",), problem, ((key,),))
 
 
 def _api_key(secret: Secret) -> Secret:
@@ -392,7 +411,9 @@ class ApiKey(Source):
         identities = [key.reveal().partition(".")[0] for key in self.keys]
         for index, identity in enumerate(identities):
             if identity in identities[:index]:
-                yield ("keys", index), f"has the same id as a key above it ({self.keys[index].origin}); change one"
+                yield Contradiction(
+                    ("keys", index), f"has the same id as a key above it ({self.keys[index].origin}); change one"
+                )
 
 
 Algorithm = Literal["RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA"]
@@ -423,9 +444,9 @@ class Jwt(Source):
     """The aud that its tokens must have."""
     jwks: Annotated[Url, AfterValidator(_jwks)]
     """Where the issuer publishes its keys."""
-    algorithms: tuple[Algorithm, ...] = Field(("RS256", "ES256"), min_length=1)
+    algorithms: tuple[Algorithm, ...] = Field(default=("RS256", "ES256"), min_length=1)
     """The algorithms that it may sign with."""
-    body_hash: str | None = Field(None, min_length=1)
+    body_hash: str | None = Field(default=None, min_length=1)
     """The claim with the SHA-256 of the body, in hex; without it a token proves who posts, but not what."""
 
 
@@ -481,7 +502,7 @@ class KeptField(Entry):
     optional: bool = False
     """Whether it may be missing; else its absence is a 422."""
     type: Any
-    max: int | None = Field(None, ge=1, le=1000)
+    max: int | None = Field(default=None, ge=1, le=1000)
     """The most items of a list; default: 100."""
 
     @property
@@ -501,7 +522,7 @@ class KeptField(Entry):
 
     def contradictions(self) -> Iterator[Contradiction]:
         if self.max is not None and not self.many:
-            yield ("max",), f"is for lists; write type: [{self.kind}], or leave it out"
+            yield Contradiction(("max",), f"is for lists; write type: [{self.kind}], or leave it out")
 
 
 class _CanBePseudonym(KeptField):
@@ -520,16 +541,18 @@ class IntField(_CanBePseudonym):
 
     def contradictions(self) -> Iterator[Contradiction]:
         if self.many and self.max is not None and not 1 <= self.max <= 1000:
-            yield ("max",), f"is {self.max}, but a list has 1 to 1000 items; correct it"
+            yield Contradiction(("max",), f"is {self.max}, but a list has 1 to 1000 items; correct it")
         if not self.many and self.min is not None and self.max is not None and self.max < self.min:
-            yield ("max",), f"is {self.max}, less than min, so that no number is taken; correct one of them"
+            yield Contradiction(
+                ("max",), f"is {self.max}, less than min, so that no number is taken; correct one of them", (("min",),)
+            )
 
 
 class DecimalField(KeptField):
     """A number with decimals, kept as it was written."""
 
     type: Literal["decimal"] | tuple[Literal["decimal"]] = Field(description=KIND)
-    round: int | None = Field(None, ge=0, le=12)
+    round: int | None = Field(default=None, ge=0, le=12)
     """Round to so many decimals."""
 
 
@@ -602,7 +625,7 @@ class CodeField(_CanBePseudonym):
     type: Literal["code"] | tuple[Literal["code"]] = Field(description=KIND)
     pattern: Annotated[str, Field(min_length=1, max_length=500), AfterValidator(_safe_pattern)]
     """A regular expression for the whole of it, which can match no space and no @."""
-    max_length: int = Field(64, ge=1, le=256)
+    max_length: int = Field(default=64, ge=1, le=256)
     """The most characters."""
 
 
@@ -648,7 +671,7 @@ class Policy(Named):
     """Stored with every event; a changed policy needs a new number."""
     purpose: str = Field(min_length=1, max_length=500)
     """What it is kept for, for the auditor."""
-    class_: DataClass = Field("metadata", alias="class")
+    class_: DataClass = Field(default="metadata", alias="class")
     """The class of what it keeps; a destination gets no higher class than it receives."""
     match: Annotated[
         Mapping[JsonPath, Raw | None],
@@ -658,25 +681,56 @@ class Policy(Named):
     """The values that a body must have for this policy; default: every body."""
     type: str = Field(min_length=1, max_length=200)
     """The CloudEvents type; may have {fields} that are kept."""
-    subject: str | None = Field(None, min_length=1, max_length=200)
+    subject: str | None = Field(default=None, min_length=1, max_length=200)
     """The business record, such as purchase.order/{id}."""
-    time: str | None = Field(None, max_length=100)
+    time: str | None = Field(default=None, max_length=100)
     """When it happened: {field}, of a timestamp that is kept; default: when it was received."""
     facility: FacilityRule | None = None
     """The site that it belongs to."""
     keep: Table[AnyField] = Field(min_length=1, max_length=200)
     """The fields that are kept, by name."""
-    dedup: tuple[str, ...] | None = Field(None, min_length=1)
+    dedup: tuple[str, ...] | None = Field(default=None, min_length=1)
     """The fields that make two posts the same event, where the sender signs no id."""
 
     def contradictions(self) -> Iterator[Contradiction]:
         for name, field in self.keep.items():
             if not re.fullmatch(r"[a-z_][a-z0-9_]{0,62}", name):
-                yield ("keep", name), "is no name of a field; use a-z, 0-9 and _, and begin with a letter"
-            for below, problem in field.contradictions():
-                yield ("keep", name, *below), problem
+                yield Contradiction(
+                    ("keep", name), "is no name of a field; use a-z, 0-9 and _, and begin with a letter"
+                )
+            for below, problem, _ in field.contradictions():
+                yield Contradiction(("keep", name, *below), problem)
         yield from self._about_paths()
+        if not _TYPE.fullmatch(re.sub(r"\{[^{}]*\}", "x", self.type)):
+            form = "a type has letters, digits, _ and -, with dots between; write it as odoo.order.{status}"
+            yield Contradiction(("type",), f"is {shown(self.type)}; {form}")
+        yield from self._about_template("type", self.type, _unfit_for_type)
+        yield from self._about_template("subject", self.subject or "", _unfit_for_subject)
+        if self.time is not None and not re.fullmatch(r"\{[^{}]*\}", self.time):
+            yield Contradiction(("time",), f"is {shown(self.time)}; write one field in braces, as {{changed}}")
+        yield from self._about_template("time", self.time or "", _unfit_for_time)
+        for index, name in enumerate(self.dedup or ()):
+            if name not in self.keep:
+                yield self._not_kept(("dedup", index), name)
         yield from _twice("dedup", self.dedup or ())
+
+    def _about_template(
+        self, key: str, template: str, why_unfit: Callable[[AnyField], str | None]
+    ) -> Iterator[Contradiction]:
+        try:
+            names = placeholders(template)
+        except ValueError as error:
+            yield Contradiction((key,), str(error))
+            return
+        for name in names:
+            if name not in self.keep:
+                yield self._not_kept((key,), name)
+            elif why := why_unfit(self.keep[name]):
+                yield Contradiction((key,), f"has {{{name}}}, {why}")
+
+    def _not_kept(self, key: tuple[str | int, ...], name: str) -> Contradiction:
+        problem = f'names "{name}", but keep has no such field{did_you_mean(name, tuple(self.keep))}'
+        return Contradiction(key, problem, (("keep", name),))
 
     def _about_paths(self) -> Iterator[Contradiction]:
         """A value that is taken cannot have keys below it that are taken too."""
@@ -687,7 +741,38 @@ class Policy(Named):
         for path, place in taken.items():
             for above in _paths_above(path):
                 if above in taken:
-                    yield place, f'reads inside "{above}", which {".".join(taken[above])} takes as a value; read one'
+                    yield Contradiction(
+                        place, f'reads inside "{above}", which {".".join(taken[above])} takes as a value; read one'
+                    )
+
+
+_TYPE: Final = re.compile(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*")
+_IN_A_TYPE: Final = re.compile(r"[A-Za-z0-9_.-]+")
+
+
+def _unfit_for_subject(field: AnyField) -> str | None:
+    if field.optional:
+        return "which is optional, so that it may be missing there; leave out optional, or name another field"
+    return "which is a list; name a field with one value" if field.many else None
+
+
+def _unfit_for_type(field: AnyField) -> str | None:
+    match field:
+        case EnumField(token=None):
+            fits = all(_IN_A_TYPE.fullmatch(str(word)) for word in field.of.values())
+        case CodeField(token=None):
+            characters = characters_of(field.pattern)
+            fits = characters is not None and all(map(_IN_A_TYPE.fullmatch, characters))
+        case _:
+            fits = isinstance(field, BoolField | IntField | EnumField | CodeField)
+    if not fits:
+        return "which may hold what no type can; name an enum, or a code of letters, digits, _ . and -"
+    return _unfit_for_subject(field)
+
+
+def _unfit_for_time(field: AnyField) -> str | None:
+    fits = isinstance(field, TimestampField) and not field.many
+    return None if fits else "which is no timestamp; name a field of type timestamp"
 
 
 def _paths_above(path: str) -> Iterator[str]:
@@ -710,9 +795,9 @@ _BOUND: Final = WithJsonSchema({"type": ["string", "number"]})
 class Condition(Settings):
     """What a kept field must be.  Written as a value or a list of values if it must be one of them."""
 
-    in_: Annotated[tuple[Value, ...], BeforeValidator(_one_or_many), _VALUES] | None = Field(None, alias="in")
+    in_: Annotated[tuple[Value, ...], BeforeValidator(_one_or_many), _VALUES] | None = Field(default=None, alias="in")
     """One of these."""
-    not_: Annotated[tuple[Value, ...], BeforeValidator(_one_or_many), _VALUES] | None = Field(None, alias="not")
+    not_: Annotated[tuple[Value, ...], BeforeValidator(_one_or_many), _VALUES] | None = Field(default=None, alias="not")
     """None of these."""
     gt: Annotated[Value, _BOUND] | None = None
     """More than this."""
@@ -744,12 +829,19 @@ _Some = Annotated[tuple[str, ...], Field(min_length=1), BeforeValidator(_one_or_
 Some = Annotated[_Some, _schema_of_one_or_many({"type": "string"})]
 
 
+def _type_patterns(patterns: tuple[str, ...]) -> tuple[str, ...]:
+    for pattern in patterns:
+        if not _TYPE.fullmatch(pattern.removesuffix(".*")):
+            raise ValueError(f"has {shown(pattern)}, which is no type; write odoo.order.approved, or odoo.order.*")
+    return patterns
+
+
 class When(Settings):
     """Which events a route takes; all that is given must hold."""
 
     source: Some | None = None
     """Any of these sources."""
-    type: Some | None = None
+    type: Annotated[Some, AfterValidator(_type_patterns)] | None = None
     """Any of these types; a trailing .* takes everything below."""
     facility: Some | None = None
     """Any of these facilities."""
@@ -788,17 +880,13 @@ class RetrySettings(Entry):
 
     def contradictions(self) -> Iterator[Contradiction]:
         if self.cap < self.first:
-            yield ("cap",), "is shorter than first; write a longer one"
+            yield Contradiction(("cap",), "is shorter than first; write a longer one", (("first",),))
 
 
-class Destination(Named):
-    """Where events go, and how gently."""
+class Manners(Entry):
+    """How gently a destination is treated, of whatever kind it is."""
 
-    connector: str
-    """The kind of destination; the other keys are those of its kind."""
-    system: str | None = None
-    """An entry of systems, instead of a connector."""
-    concurrency: int = Field(8, ge=1, le=1000)
+    concurrency: int = Field(default=8, ge=1, le=1000)
     """Deliveries at a time, at most; it adapts below that."""
     rate: Rate | None = None
     """Deliveries in a time, at most."""
@@ -808,11 +896,20 @@ class Destination(Named):
     """How a delivery that failed is tried again."""
     receives: DataClass = "metadata"
     """The highest class of data that it may get."""
-    settings: SkipJsonSchema[Settings]
 
     def contradictions(self) -> Iterator[Contradiction]:
-        for below, problem in self.retry.contradictions():
-            yield ("retry", *below), problem
+        for below, problem, _ in self.retry.contradictions():
+            yield Contradiction(("retry", *below), problem)
+
+
+class Destination(Manners, Named):
+    """Where events go, and how gently."""
+
+    connector: str
+    """The kind of destination; the other keys are those of its kind."""
+    system: str | None = None
+    """An entry of systems, instead of a connector."""
+    settings: SkipJsonSchema[Settings]
 
 
 # ── observability, retention ───────────────────────────────────────────────────────────────────────
@@ -821,7 +918,7 @@ class Destination(Named):
 class Observability(Settings):
     otlp: Url | None = None
     """Where traces go, OTLP over HTTP; default: nowhere."""
-    sample: float = Field(0.1, ge=0, le=1)
+    sample: float = Field(default=0.1, ge=0, le=1)
     """Of traces that went well; what failed is always kept."""
     logs: Literal["json", "console"] = "json"
     """How logs are written."""
@@ -841,12 +938,16 @@ class Retention(Entry):
 
     def contradictions(self) -> Iterator[Contradiction]:
         if self.dedup > self.events:
-            yield ("dedup",), "is longer than events, but what is recognised leads to an event; shorten it"
+            yield Contradiction(
+                ("dedup",),
+                "is longer than events, but what is recognised leads to an event; shorten it",
+                (("events",),),
+            )
 
 
 def _twice(key: str, names: Iterable[str]) -> Iterator[Contradiction]:
     seen: set[str] = set()
     for index, name in enumerate(names):
         if name in seen:
-            yield (key, index), f'names "{name}" twice; leave one out'
+            yield Contradiction((key, index), f'names "{name}" twice; leave one out')
         seen.add(name)

@@ -1,0 +1,207 @@
+"""Reads a part of a document as what it is meant to be, and says in our words what is wrong with it.
+
+One mistake must not hide another: what is left when the wrong parts are taken away is read once more, so that it can
+still be compared with the rest of the file.
+"""
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from copy import copy
+from dataclasses import dataclass
+from datetime import timedelta
+from functools import cache
+from typing import Any, Generic, TypeVar, get_args, get_origin
+
+from pydantic import ValidationError, create_model
+from pydantic_core import ErrorDetails
+
+from connectors.settings import Reference, Settings, UnknownKey, did_you_mean, shown, written
+from gateway.config_document import KeyPath
+from gateway.config_sections import FIELD_TYPES
+
+S = TypeVar("S", bound=Settings)
+
+
+@dataclass(frozen=True, slots=True)
+class Wrong:
+    """What is wrong, at a path below the part that was read."""
+
+    path: KeyPath
+    problem: str
+    known: bool = True  # whether there is such a key
+
+
+@dataclass(frozen=True, slots=True)
+class Reading(Generic[S]):
+    """What a part of the document says."""
+
+    whole: S | None  # None if anything is wrong
+    right: S | None  # as much of it as is right, and nothing ("", 0, no entries) for the rest; None if that is nothing
+    wrong: tuple[Wrong, ...] = ()
+
+    def is_wrong(self, path: KeyPath) -> bool:
+        """Whether the value at `path`, or what it is a part of, is wrong: `right` tells nothing of it."""
+        return any(path[: len(wrong.path)] == wrong.path for wrong in self.wrong if wrong.known)
+
+
+def read_as(model: type[S], given: object, *, also_known: tuple[str, ...] = ()) -> Reading[S]:
+    """`also_known` are keys that may stand beside those of `model`; they are proposed as mends."""
+    try:
+        whole = model.model_validate(given)
+    except ValidationError as error:
+        wrong = tuple(_wrong(error.errors(include_url=False), given, also_known))
+        return Reading(None, _what_is_right(model, given), wrong)
+    return Reading(whole, whole)
+
+
+def unknown_key(key: str, known: Iterable[str]) -> str:
+    return f"is no key that is known here{did_you_mean(key, tuple(known))}"
+
+
+def _wrong(errors: Iterable[ErrorDetails], given: object, also_known: tuple[str, ...]) -> Iterator[Wrong]:
+    """One for each path: where several types would do, each of them complains."""
+    at: dict[KeyPath, list[ErrorDetails]] = {}
+    for error in errors:
+        at.setdefault(_path(error, given), []).append(error)
+    for path, alike in at.items():
+        if alike[0]["type"] == "too_short" and any(path == other[: len(path)] for other in at if other != path):
+            continue  # its items were wrong, not missing
+        if len(alike) > 1 and all(error["type"] in _EXPECTED for error in alike):
+            expected = " or ".join(dict.fromkeys(_EXPECTED[error["type"]] for error in alike))
+            yield Wrong(
+                path, _problem_of_value(alike[0]["input"]) or f"is {shown(alike[0]['input'])}, but must be {expected}"
+            )
+            continue
+        for error in alike:
+            known = error["type"] != "extra_forbidden"
+            yield Wrong(path, _problem(error, path, also_known if len(path) == 1 else ()), known=known)
+
+
+def _path(error: ErrorDetails, given: object) -> KeyPath:
+    """The keys of the file in pydantic's location, without the names of alternatives that it puts between them."""
+    path: list[str | int | bool] = []
+    for step in error["loc"]:
+        match given:
+            case Mapping() if step in given:
+                given = given[step]
+            case list() | tuple() if isinstance(step, int) and step < len(given):
+                given = given[step]
+            case _ if error["type"] == "missing" and step == error["loc"][-1]:
+                given = None
+            case _:
+                continue
+        path.append(step)
+    return tuple(path)
+
+
+_EXPECTED = {
+    "string_type": "a text",
+    "int_type": "a whole number",
+    "int_from_float": "a whole number",
+    "float_type": "a number",
+    "bool_type": "true or false",
+    "decimal_type": "a number",
+    "is_instance_of": "a number",
+    "tuple_type": "a list",
+    "mapping_type": "a mapping",
+    "dict_type": "a mapping",
+    "model_type": "a mapping",
+    "model_attributes_type": "a mapping",
+    "none_required": "left out",
+    "finite_number": "a finite number",
+}
+
+
+def _problem(error: ErrorDetails, path: KeyPath, also_known: tuple[str, ...]) -> str:
+    given, context = error["input"], error.get("ctx", {})
+    if problem := _problem_of_value(given):
+        return problem
+    match error["type"]:
+        case "value_error":
+            return str(context["error"])
+        case "missing":
+            return "is missing; add it"
+        case "extra_forbidden":
+            known = given.known if isinstance(given, UnknownKey) else ()
+            return unknown_key(str(path[-1]), (*known, *also_known))
+        case "literal_error":
+            words = tuple(re.findall("'([^']*)'", context["expected"]))
+            return f"is {shown(given)}, but must be {' or '.join(words)}{did_you_mean(str(given), words, among=False)}"
+        case "union_tag_invalid" | "union_tag_not_found":
+            return f"has no type that is known here; write one of {', '.join(FIELD_TYPES)}, or [int] for a list of int"
+        case "greater_than_equal":
+            return f"is {shown(given)}, but must be at least {_bound(context['ge'])}"
+        case "less_than_equal":
+            return f"is {shown(given)}, but must be at most {_bound(context['le'])}"
+        case "string_pattern_mismatch":
+            return f"is {shown(given)}, which has a character that does not belong there; correct it"
+        case "string_too_short" | "too_short":
+            return "is empty; write at least one" if context["min_length"] == 1 else f"needs {context['min_length']}"
+        case "string_too_long" | "too_long":
+            return f"is too long; the most is {context['max_length']}"
+        case kind if kind in _EXPECTED:
+            return f"is {shown(given)}, but must be {_EXPECTED[kind]}"
+        case kind:
+            return f"is not what belongs there ({kind.replace('_', ' ')}); correct it"
+
+
+def _bound(bound: object) -> str:
+    return written(bound) if isinstance(bound, timedelta) else str(bound)
+
+
+def _problem_of_value(given: object) -> str | None:
+    return given.problem if isinstance(given, Reference) and given.problem else None
+
+
+def _what_is_right(model: type[S], given: object) -> S | None:
+    """Takes away what is wrong until the rest is right."""
+    lenient = _lenient(model)
+    while isinstance(given, Mapping):
+        try:
+            right: S = lenient.model_validate(given)
+        except ValidationError as error:
+            for one in error.errors(include_url=False):
+                path = _path(one, given)
+                given = _without(given, path[:-1] if one["type"] == "missing" else path)
+                if not path or given is None:
+                    return None
+        else:
+            return right
+    return None
+
+
+def _without(given: Any, path: KeyPath) -> Any:
+    """A copy that lacks what stands at `path`; a list goes as a whole, so that its other items keep their places."""
+    if not path:
+        return None
+    if isinstance(given, list | tuple):
+        return None
+    if not isinstance(given, Mapping) or path[0] not in given:
+        return given
+    rest = _without(given[path[0]], path[1:])
+    return {
+        key: rest if key == path[0] else value for key, value in given.items() if key != path[0] or rest is not None
+    }
+
+
+@cache
+def _lenient(model: type[S]) -> type[S]:
+    """The same model, where a key that it needs may be missing."""
+    loosened: dict[str, Any] = {}
+    for name, field in model.model_fields.items():
+        if field.is_required():
+            looser = copy(field)
+            looser.default_factory = None
+            looser.default = _nothing_of(field.annotation)
+            loosened[name] = (field.annotation, looser)
+    return create_model(model.__name__, __base__=model, **loosened)
+
+
+def _nothing_of(annotation: Any) -> Any:
+    origin = get_origin(annotation) or annotation
+    for kind in (origin, *map(get_origin, get_args(annotation))):
+        if kind in {str, int, tuple}:
+            return kind()
+        if kind is Mapping:
+            return {}
+    return None

@@ -1,0 +1,301 @@
+"""What the parts of a configuration say about each other: names that lead nowhere, and rules that can never apply.
+
+A part that is wrong in itself is compared as far as it can be: whatever cannot be told without it is not complained about.
+"""
+
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import date
+from decimal import Decimal
+from itertools import product
+from typing import Final
+
+from connectors.settings import did_you_mean, instant, shown
+from gateway.config_mistakes import Reading
+from gateway.config_sections import (
+    CLASSES,
+    AnyField,
+    AnySource,
+    BoolField,
+    CodeField,
+    Condition,
+    Contradiction,
+    DateField,
+    DecimalField,
+    EnumField,
+    IntField,
+    Manners,
+    Policy,
+    Route,
+    TimestampField,
+    UuidField,
+    Value,
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parts:
+    """The sections that refer to each other, by the names that the file has in them."""
+
+    facilities: tuple[str, ...]
+    sources: Mapping[str, Reading[AnySource]]
+    policies: Mapping[str, Reading[Policy]]
+    routes: Mapping[str, Reading[Route]]
+    destinations: Mapping[str, Reading[Manners]]
+
+
+def contradictions(parts: Parts) -> Iterator[Contradiction]:
+    """Their keys begin with the section."""
+    for name, source in parts.sources.items():
+        if source.right is not None and not source.is_wrong(("accepts",)):
+            yield from _about_accepted(("sources", name, "accepts"), source.right.accepts, parts.policies)
+    for name, policy in parts.policies.items():
+        if policy.right is not None and policy.right.facility is not None:
+            of = policy.right.facility.of
+            for raw, facility in of.items():
+                yield from _names(("policies", name, "facility", "of", raw), [facility], "facility", parts.facilities)
+    for name, route in parts.routes.items():
+        if route.right is not None:
+            yield from _about_route(name, route.right, parts)
+
+
+def unused(parts: Parts) -> Iterator[tuple[tuple[str, str], str]]:
+    """What is there and does nothing: no mistake, but perhaps not meant."""
+    accepted = {name for source in parts.sources.values() if source.right for name in source.right.accepts}
+    reached = {name for route in parts.routes.values() if route.right for name in route.right.to}
+    for name in parts.policies:
+        if name not in accepted:
+            yield ("policies", name), "is accepted by no source"
+    for name in parts.destinations:
+        if name not in reached:
+            yield ("destinations", name), "is reached by no route"
+
+
+def _names(
+    path: tuple[str | int, ...], names: Sequence[str], what: str, known: Iterable[str]
+) -> Iterator[Contradiction]:
+    """Complains about each of `names` that is not `known`; several have a path each."""
+    known = tuple(known)
+    for index, name in enumerate(names):
+        if name not in known:
+            problem = f'names "{name}", but there is no such {what}{did_you_mean(name, known)}'
+            yield Contradiction(path if path[-2:-1] == ("of",) else (*path, index), problem)
+
+
+def _about_accepted(
+    path: tuple[str, ...], accepts: Sequence[str], policies: Mapping[str, Reading[Policy]]
+) -> Iterator[Contradiction]:
+    yield from _names(path, accepts, "policy", policies)
+    for index, name in enumerate(accepts):
+        hiding = next((earlier for earlier in accepts[:index] if _hides(earlier, name, policies)), None)
+        if hiding is not None:
+            problem = f'names "{name}", but "{hiding}" before it matches all that it matches; put "{name}" first'
+            yield Contradiction((*path, index), problem)
+
+
+def _hides(earlier: str, later: str, policies: Mapping[str, Reading[Policy]]) -> bool:
+    if earlier == later or earlier not in policies or later not in policies:
+        return False
+    first, second = policies[earlier].whole, policies[later].whole
+    return first is not None and second is not None and _marked(first) <= _marked(second)
+
+
+def _marked(policy: Policy) -> set[tuple[str, str, object]]:
+    """What it matches, in a form where 1 and true differ."""
+    return {(path, type(value).__name__, value) for path, value in policy.match.items()}
+
+
+# ── routes ─────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _about_route(name: str, route: Route, parts: Parts) -> Iterator[Contradiction]:
+    path = ("routes", name)
+    yield from _names((*path, "to"), route.to, "destination", parts.destinations)
+    yield from _names((*path, "when", "source"), route.when.source or (), "source", parts.sources)
+    yield from _names((*path, "when", "facility"), route.when.facility or (), "facility", parts.facilities)
+    if parts.routes[name].is_wrong(("when",)) or any(wrong.path[:1] == ("when",) for wrong in parts.routes[name].wrong):
+        return
+    if arriving := _arriving(route.when.source or tuple(parts.sources), parts):
+        yield from _about_when((*path, "when"), route, arriving)
+        yield from _about_classes((*path, "to"), route, arriving, parts)
+
+
+def _arriving(sources: Iterable[str], parts: Parts) -> Mapping[str, Policy] | None:
+    """The policies that events of `sources` may have; None if that cannot be told."""
+    arriving: dict[str, Policy] = {}
+    for name in sources:
+        source = parts.sources.get(name)
+        if source is None or source.right is None or source.is_wrong(("accepts",)):
+            return None
+        for accepted in source.right.accepts:
+            policy = parts.policies.get(accepted)
+            if policy is None or policy.whole is None:
+                return None
+            arriving[accepted] = policy.whole
+    return arriving
+
+
+def _about_when(path: tuple[str, ...], route: Route, arriving: Mapping[str, Policy]) -> Iterator[Contradiction]:
+    """Conditions that nothing can meet; each is judged by what the ones before it let through."""
+    when = route.when
+    left = list(arriving.values())
+    for index, wanted in enumerate(when.type or ()):
+        if not any(_may_be(policy, wanted) for policy in left):
+            types = sorted({text for policy in left for text in _types(policy) if _ANY not in text})
+            problem = f"is {shown(wanted)}, which no event that comes here can have{did_you_mean(wanted, types)}"
+            yield Contradiction((*path, "type", *((index,) if len(when.type or ()) > 1 else ())), problem)
+    left = [policy for policy in left if _has_type(policy, when.type)]
+    if left and when.facility is not None:
+        left = [policy for policy in left if policy.facility and set(policy.facility.of.values()) & set(when.facility)]
+        if not left:
+            problem = "is that of no event that comes here; let the policy find it, with facility: {from: …, of: {…}}"
+            yield Contradiction((*path, "facility"), problem)
+    if left:
+        yield from _about_data((*path, "data"), when.data, left)
+
+
+def _about_data(
+    path: tuple[str, ...], conditions: Mapping[str, Condition], policies: Sequence[Policy]
+) -> Iterator[Contradiction]:
+    complaints = [
+        complaint
+        for name, condition in conditions.items()
+        for complaint in _about_condition((*path, name), name, condition, policies)
+    ]
+    yield from complaints
+    if not complaints and not any(conditions.keys() <= policy.keep.keys() for policy in policies):
+        yield Contradiction(path, "asks for fields that no policy keeps together; make two routes of it")
+
+
+def _about_classes(
+    path: tuple[str, ...], route: Route, arriving: Mapping[str, Policy], parts: Parts
+) -> Iterator[Contradiction]:
+    taken = [
+        policy
+        for policy in arriving.values()
+        if _has_type(policy, route.when.type) and route.when.data.keys() <= policy.keep.keys()
+    ]
+    for index, name in enumerate(route.to):
+        destination = parts.destinations.get(name)
+        if destination is None or destination.right is None or destination.is_wrong(("receives",)):
+            continue
+        receives = destination.right.receives
+        for policy in taken:
+            if CLASSES.index(policy.class_) > CLASSES.index(receives):
+                yield Contradiction(
+                    (*path, index),
+                    f'names "{name}", which receives {receives}, but what comes here by policy "{policy.name}" is '
+                    f"{policy.class_}; send it elsewhere, or let the destination say receives: {policy.class_}",
+                )
+                break
+
+
+_ANY: Final = "\0"  # stands in a type for a value that only an event has
+_MOST_TYPES: Final = 1000
+
+
+def _types(policy: Policy) -> list[str]:
+    """Every type that its events may have, with _ANY where that is open."""
+    parts = re.split(r"\{(\w+)\}", policy.type)
+    choices = [[part] if index % 2 == 0 else _words(policy.keep[part]) for index, part in enumerate(parts)]
+    count = 1
+    for index, choice in enumerate(choices):
+        count *= len(choice)
+        if count > _MOST_TYPES:
+            choices[index:] = [[_ANY]]
+            break
+    return ["".join(chosen) for chosen in product(*choices)]
+
+
+def _words(field: AnyField) -> list[str]:
+    match field:
+        case EnumField(token=None):
+            return sorted({str(word).lower() if isinstance(word, bool) else str(word) for word in field.of.values()})
+        case BoolField():
+            return ["false", "true"]
+        case _:
+            return [_ANY]
+
+
+def _has_type(policy: Policy, wanted: Sequence[str] | None) -> bool:
+    return wanted is None or any(_may_be(policy, one) for one in wanted)
+
+
+def _may_be(policy: Policy, wanted: str) -> bool:
+    return any(_may_be_one(text, wanted) for text in _types(policy))
+
+
+def _may_be_one(text: str, wanted: str) -> bool:
+    if not wanted.endswith(".*"):
+        return re.fullmatch(".+".join(map(re.escape, text.split(_ANY))), wanted) is not None
+    prefix, (known, *unknown) = wanted.removesuffix("*"), text.split(_ANY)
+    return known.startswith(prefix) or (bool(unknown) and prefix.startswith(known))
+
+
+# ── conditions on kept fields ──────────────────────────────────────────────────────────────────────
+
+
+def _about_condition(
+    path: tuple[str, ...], name: str, condition: Condition, policies: Sequence[Policy]
+) -> Iterator[Contradiction]:
+    kept = [policy.keep[name] for policy in policies if name in policy.keep]
+    if not kept:
+        known = sorted({field for policy in policies for field in policy.keep})
+        yield Contradiction(path, f"is kept by no policy whose events come here{did_you_mean(name, known)}")
+        return
+    reasons = [_why_never(field, condition) for field in kept]
+    if all(reasons):
+        yield Contradiction(path, reasons[0] or "")
+
+
+def _why_never(field: AnyField, condition: Condition) -> str | None:
+    """Why no value of `field` can meet `condition`; None if one can."""
+    if field.many:
+        return "is a list, which no route can judge; keep what the route needs in a field of its own"
+    if isinstance(field, IntField | EnumField | UuidField | CodeField) and field.token is not None:
+        return "is kept as a pseudonym, which no route can judge; keep what the route needs in a field of its own"
+    if condition.bounds and not isinstance(field, IntField | DecimalField | TimestampField | DateField):
+        return f"is of type {field.kind}, which has no more or less; write the values that are meant"
+    for value in (*condition.bounds.values(), *(condition.in_ or ()), *(condition.not_ or ())):
+        if why := _why_never_equal(field, value):
+            return why
+    return None
+
+
+def _why_never_equal(field: AnyField, value: Value) -> str | None:
+    wanted: str | None
+    match field:
+        case IntField() | DecimalField():
+            wanted = None if isinstance(value, int | Decimal) and not isinstance(value, bool) else "a number"
+        case BoolField():
+            wanted = None if isinstance(value, bool) else "true or false"
+        case EnumField():
+            words = [word for word in field.of.values() if type(word) is type(value)]
+            if value in words:
+                return None
+            return (
+                f"is never {shown(value)}{did_you_mean(str(value), tuple(dict.fromkeys(map(str, field.of.values()))))}"
+            )
+        case TimestampField():
+            wanted = None if _is_instant(value) else "a time, as 2026-12-01T00:00:00Z"
+        case DateField():
+            wanted = None if _is_date(value) else "a date, as 2026-12-01"
+        case UuidField() | CodeField():
+            wanted = None if isinstance(value, str) else "a text"
+    return f"is compared with {shown(value)}, but is of type {field.kind}; write {wanted}" if wanted else None
+
+
+def _is_instant(value: object) -> bool:
+    try:
+        instant(value)
+    except ValueError:
+        return False
+    return True
+
+
+def _is_date(value: object) -> bool:
+    try:
+        return isinstance(value, str) and bool(date.fromisoformat(value))
+    except ValueError:
+        return False
