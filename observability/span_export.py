@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from datetime import timedelta
 from uuid import UUID, uuid4
 
-from opentelemetry.exporter.otlp.proto.http import Compression
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import ReadableSpan
@@ -35,9 +34,7 @@ class SpanExport:
     """
 
     def __init__(self, endpoint: str, *, version: str, metrics: Metrics | None) -> None:
-        self._exporter = OTLPSpanExporter(
-            endpoint=traces_url(endpoint), timeout=PATIENCE.total_seconds(), compression=Compression.Gzip
-        )
+        self._exporter = OTLPSpanExporter(endpoint=traces_url(endpoint), timeout=PATIENCE.total_seconds())
         self._resource = Resource.create(
             {"service.name": "sluicegate", "service.version": version, "service.instance.id": str(uuid4())}
         )
@@ -46,6 +43,7 @@ class SpanExport:
         self._waiting: deque[Span] = deque()
         self._awake = threading.Event()
         self._lost: dict[str, int] = {"queue full": 0, "collector": 0, "stopping": 0}
+        self._in_hand = 0
         self._stopping = False
         self._given_up = False
         self._thread = threading.Thread(target=self._work, name="span export", daemon=True)
@@ -71,7 +69,7 @@ class SpanExport:
         self._given_up = True
         self._exporter.shutdown()  # type: ignore[no-untyped-call]  # wakes the thread from its pause between two tries
         self._thread.join(max(0.0, deadline - time.monotonic()))
-        self._lost["stopping"] += len(self._waiting)
+        self._lost["stopping"] += len(self._waiting) + self._in_hand
         self._waiting.clear()
         self._tell_lost()
 
@@ -86,8 +84,10 @@ class SpanExport:
     def _export(self) -> None:
         while self._waiting and not self._given_up:
             batch = [self._waiting.popleft() for _ in range(min(BATCH, len(self._waiting)))]
+            self._in_hand = len(batch)
             if self._exporter.export([self._readable(span) for span in batch]) is not SpanExportResult.SUCCESS:
                 self._lost["collector"] += len(batch)
+            self._in_hand = 0
 
     def _tell_lost(self) -> None:
         for reason, count in self._lost.items():

@@ -67,10 +67,10 @@ class Tracing:
         parent = sender if trust else None
         trace_id = new_trace_id() if parent is None else parent.trace_id
         span = Span(
-            SpanName.RECEIVE,
-            SpanKind.SERVER,
+            _RECEIVE,
+            _SERVER,
             trace_id,
-            [_POST, _HOOKS, (Attribute.SOURCE, source)],
+            [_POST, _HOOKS, (_SOURCE, source)],
             sampled=self._chosen(trace_id) if parent is None else self._recording and parent.sampled,
             parent=parent,
             links=() if sender is None or trust else (sender,),
@@ -93,15 +93,15 @@ class Tracing:
         parent = creation if age < ONE_STORY and not again else None
         trace_id = new_trace_id() if parent is None else parent.trace_id
         span = Span(
-            f"{SpanName.PROCESS} {destination}",
-            SpanKind.CONSUMER,
+            _PROCESS + destination,
+            _CONSUMER,
             trace_id,
             [
                 *_PROCESSING,
-                (Attribute.MESSAGING_DESTINATION_NAME, destination),
-                (Attribute.MESSAGING_MESSAGE_ID, event_id),
-                (Attribute.ATTEMPT, number),
-                (Attribute.REPLAYED, replayed),
+                (_DESTINATION, destination),
+                (_EVENT_ID, event_id),
+                (_ATTEMPT, number),
+                (_REPLAYED, replayed),
             ],
             sampled=self._recording and (again or (self._chosen(trace_id) if creation is None else creation.sampled)),
             parent=parent,
@@ -115,12 +115,12 @@ class Tracing:
         trace_id = new_trace_id() if head is None else head.trace_id
         span = Span(
             method,
-            SpanKind.CLIENT,
+            _CLIENT,
             trace_id,
             [
-                (Attribute.HTTP_REQUEST_METHOD, method),
-                (Attribute.SERVER_ADDRESS, host),
-                (Attribute.SERVER_PORT, port),
+                (_METHOD, method),
+                (_ADDRESS, host),
+                (_PORT, port),
             ],
             sampled=self._chosen(trace_id) if head is None else head.sampled,
             head=head,
@@ -136,7 +136,7 @@ class Tracing:
             name,
             SpanKind.INTERNAL,
             new_trace_id(),
-            [_OUTBOX, (Attribute.MESSAGING_MESSAGE_ID, event_id), *attributes.items()],
+            [_OUTBOX, (_EVENT_ID, event_id), *attributes.items()],
             sampled=self._recording,
             links=() if creation is None else (creation,),
         )
@@ -189,27 +189,27 @@ class Accepted:
         """The event, from here to its commit; as a context it is the traceparent to store with the event."""
         head = self._span
         span = Span(
-            SpanName.SEND,
-            SpanKind.PRODUCER,
+            _SEND,
+            _PRODUCER,
             head.trace_id,
-            [*_SENDING, (Attribute.MESSAGING_MESSAGE_ID, event_id), (Attribute.EVENT_TYPE, event_type)],
+            [*_SENDING, (_EVENT_ID, event_id), (_EVENT_TYPE, event_type)],
             sampled=head.sampled,
             head=head,
         )
         return Produced(self._tracing, span)
 
     def answered(self, status: int) -> None:
-        self._span.facts.append((Attribute.HTTP_RESPONSE_STATUS_CODE, status))
+        self._span.facts.append((_STATUS, status))
 
     def duplicate_of(self, event_id: UUID) -> None:
         """The same event had come in before, under this id."""
-        self._span.facts.append((Attribute.DUPLICATE_OF, event_id))
+        self._span.facts.append((_DUPLICATE_OF, event_id))
 
     def refused(self, code: str, status: int | None = None) -> None:
         """Say why not, in a code of ours. With a status of 5xx the fault is ours, and the trace is always told."""
         self._span.error = code
         if status is not None:
-            self._span.facts.append((Attribute.HTTP_RESPONSE_STATUS_CODE, status))
+            self._span.facts.append((_STATUS, status))
             self._span.failed = status >= 500
 
     def __enter__(self) -> Self:
@@ -261,7 +261,7 @@ class Attempt:
 
     def ended(self, outcome: str, *, failed: bool) -> None:
         """Say what came of it. An attempt that ends without this, by an exception, has failed."""
-        self._span.facts.append((Attribute.OUTCOME, outcome))
+        self._span.facts.append((_OUTCOME, outcome))
         self._span.failed = failed
         self._span.error = outcome if failed else None
 
@@ -291,7 +291,7 @@ class Call:
         return self._span.traceparent
 
     def answered(self, status: int) -> None:
-        self._span.facts.append((Attribute.HTTP_RESPONSE_STATUS_CODE, status))
+        self._span.facts.append((_STATUS, status))
         if status >= 400:
             self.failed(str(status))
 
@@ -309,7 +309,22 @@ class Call:
         self._tracing.end(self._span, raised)
 
 
-_POST: Fact = (Attribute.HTTP_REQUEST_METHOD, "POST")
+# Looking a member up in its enum costs as much as making an id: it is done once.
+_SERVER, _PRODUCER, _CONSUMER, _CLIENT = SpanKind.SERVER, SpanKind.PRODUCER, SpanKind.CONSUMER, SpanKind.CLIENT
+_RECEIVE, _SEND, _PROCESS = str(SpanName.RECEIVE), str(SpanName.SEND), f"{SpanName.PROCESS} "
+_SOURCE = Attribute.SOURCE
+_DESTINATION = Attribute.MESSAGING_DESTINATION_NAME
+_EVENT_ID = Attribute.MESSAGING_MESSAGE_ID
+_ATTEMPT = Attribute.ATTEMPT
+_REPLAYED = Attribute.REPLAYED
+_METHOD = Attribute.HTTP_REQUEST_METHOD
+_ADDRESS = Attribute.SERVER_ADDRESS
+_PORT = Attribute.SERVER_PORT
+_EVENT_TYPE = Attribute.EVENT_TYPE
+_STATUS = Attribute.HTTP_RESPONSE_STATUS_CODE
+_DUPLICATE_OF = Attribute.DUPLICATE_OF
+_OUTCOME = Attribute.OUTCOME
+_POST: Fact = (_METHOD, "POST")
 _HOOKS: Fact = (Attribute.HTTP_ROUTE, "/hooks/{source}")
 _OUTBOX: Fact = (Attribute.MESSAGING_SYSTEM, "postgresql_outbox")
 _SENDING: tuple[Fact, ...] = (
