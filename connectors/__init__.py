@@ -9,9 +9,10 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from importlib.metadata import EntryPoint, entry_points
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 from connectors.settings import Settings
+from observability.tracing import Tracing
 from outbox.event import (
     Blocked,
     Connector,
@@ -25,9 +26,6 @@ from outbox.event import (
     Retry,
     Unknown,
 )
-
-if TYPE_CHECKING:
-    from observability.tracing import Tracing
 
 __all__ = [
     "Blocked",
@@ -63,7 +61,7 @@ class Opening:
     system: object | None  # what its kind's `open_system` made, where the destination names a system
     timeout: timedelta  # for one try, all in all
     concurrency: int  # tries at a time, at most
-    tracing: "Tracing"
+    tracing: Tracing
     version: str  # ours, for a User-Agent
 
 

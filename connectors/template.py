@@ -63,7 +63,8 @@ class Template:
                 return given
             case str():
                 return cls(given)
-        raise ValueError(f"is {shown(given)}, which is no text; put it in quotes")
+            case _:
+                raise ValueError(f"is {shown(given)}, which is no text; put it in quotes")
 
 
 def _hole(name: str, text: str) -> Callable[[Event], object]:
@@ -85,4 +86,5 @@ def _shown(value: object) -> str:
             return value.isoformat()
         case list() | tuple():
             return ", ".join(map(_shown, value))
-    return str(value)
+        case _:
+            return str(value)

@@ -1,0 +1,216 @@
+"""The one way out by HTTP: goes only where it may, believes nothing, and says whether a request had left.
+
+A client belongs to one destination: its connections, its TLS, its limit.  It follows no redirect, reads no proxy or
+.netrc from the environment, keeps no cookie, decompresses nothing, reads a bounded part of an answer, keeps to one
+deadline for all of it, and sends a request once.
+
+It stands on aiohttp's connector and not on its session, which sends a GET, PUT or DELETE a second time by itself when a
+kept-alive connection drops; and here it is plain to see where a request leaves.
+"""
+
+import asyncio
+import ssl
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from ipaddress import IPv4Network, IPv6Network
+
+import aiohttp
+from aiohttp.connector import Connection
+from yarl import URL
+
+from connectors import Blocked, Delivered, Retry, Unknown
+from connectors.egress import Egress, EgressDenied, Resolver
+from observability.tracing import Tracing
+
+MOST = 64 * 1024
+"""So much of an answer is read, unless the caller asks for more."""
+
+PATIENCE = timedelta(seconds=1)
+"""For the rest of an answer that nobody reads: its connection is worth no more than that."""
+
+KEEP_ALIVE = timedelta(seconds=4)
+"""Below the 5 s after which common servers hang up on an idle connection, so that we seldom meet one hanging up."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    status: int
+    headers: Mapping[str, str]  # case does not matter
+    body: bytes = b""  # as far as it was asked for
+    whole: bool = True  # the body ended where it should
+
+
+_NO_LIMITS = aiohttp.ClientTimeout(total=None, sock_connect=None)  # one deadline lies around everything
+
+NoAnswer = Retry | Blocked | Unknown
+"""Why there is none: the request had not left (`Retry`), cannot (`Blocked`), or had, and nobody knows (`Unknown`)."""
+
+
+class Client:
+    """Requests to one origin; made within a running event loop, and closed."""
+
+    def __init__(
+        self,
+        origin: URL,
+        *,
+        allow: Sequence[IPv4Network | IPv6Network],
+        ca: str | None,
+        timeout: timedelta,
+        concurrency: int,
+        tracing: Tracing,
+        version: str,
+    ) -> None:
+        self._origin = origin.origin()
+        self._host, self._port = origin.host or "", origin.port or 0
+        self._tracing = tracing
+        self._loop = asyncio.get_running_loop()
+        egress = Egress(allow)
+        self._resolver = Resolver(egress)
+        self._connector = aiohttp.TCPConnector(
+            socket_factory=egress.socket_for,
+            resolver=self._resolver,
+            ssl=tls(ca) if origin.scheme == "https" else True,
+            limit=concurrency,
+            keepalive_timeout=KEEP_ALIVE.total_seconds(),
+        )
+        self._headers = {"user-agent": f"sluicegate/{version}", "accept-encoding": "identity"}
+        self._seconds = timeout.total_seconds()
+
+    async def send(
+        self, method: str, url: URL, *, headers: Mapping[str, str], body: bytes | None = None, read: int = 0
+    ) -> Answer | NoAnswer:
+        """Sends once.  `read` bytes of the answer's body are wanted; the rest of it is not waited for.
+
+        The status is the answer: once it is here, nothing that becomes of the body changes what the partner said.
+        """
+        connection = response = None
+        with self._tracing.call(method, self._host, self._port) as call:
+            request = self._request(method, url, {**self._headers, **headers, "traceparent": call.traceparent}, body)
+            try:
+                async with asyncio.timeout(self._seconds) as deadline:
+                    connection = await self._connector.connect(request, [], _NO_LIMITS)
+                    response = await _exchange(request, connection)
+                    call.answered(response.status)
+                    if response.content.is_eof() and not read:
+                        return Answer(response.status, response.headers)  # its connection is free again already
+                    if not read:
+                        deadline.reschedule(min(deadline.when() or 0, self._loop.time() + PATIENCE.total_seconds()))
+                    return await _read(response, read)
+            except (aiohttp.ClientError, OSError) as error:
+                if response is not None:
+                    response.close()
+                    return Answer(response.status, response.headers, whole=False)
+                failure = _judged(error, left=connection is not None)
+                call.failed(failure.code)
+                return failure.outcome
+
+    async def reach(self, url: URL) -> Delivered | NoAnswer:
+        """Connects as `send` would, and sends nothing."""
+        try:
+            async with asyncio.timeout(self._seconds):
+                connection = await self._connector.connect(self._request("GET", url, {}, None), [], _NO_LIMITS)
+        except (aiohttp.ClientError, OSError) as error:
+            return _judged(error, left=False).outcome
+        connection.close()
+        return Delivered()
+
+    async def close(self) -> None:
+        await self._connector.close()
+        await self._resolver.close()
+
+    def _request(self, method: str, url: URL, headers: Mapping[str, str], body: bytes | None) -> aiohttp.ClientRequest:
+        if url.origin() != self._origin:
+            raise ValueError("the request leads away from its destination")
+        for name, value in headers.items():
+            if not (value.isascii() and value.isprintable()):
+                raise ValueError(f"the header {name} would hold more than visible ASCII")
+        return aiohttp.ClientRequest(
+            method,
+            url,
+            headers=headers,
+            data=body,
+            loop=self._loop,
+            response_class=aiohttp.ClientResponse,
+        )
+
+
+def tls(ca: str | None) -> ssl.SSLContext:
+    """Always verifies; `ca` replaces the system's authorities."""
+    context = ssl.create_default_context(cadata=ca)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    return context
+
+
+def certificates(pem: str) -> str:
+    """Lets pass what `tls` can use; for settings."""
+    try:
+        tls(pem)
+    except ssl.SSLError:
+        raise ValueError("holds no certificates; write file:PATH of a PEM file") from None
+    return pem
+
+
+async def _exchange(request: aiohttp.ClientRequest, connection: Connection) -> aiohttp.ClientResponse:
+    """Sends the request on this connection, and waits for the head of its answer."""
+    try:
+        assert connection.protocol is not None
+        connection.protocol.set_response_params(
+            skip_payload=request.method == "HEAD", read_until_eof=True, auto_decompress=False, read_bufsize=MOST
+        )
+        response = await request.send(connection)
+        try:
+            await response.start(connection)
+        except BaseException:
+            response.close()
+            raise
+    except BaseException:
+        connection.close()
+        raise
+    return response
+
+
+async def _read(response: aiohttp.ClientResponse, wanted: int) -> Answer:
+    body, limit = bytearray(), max(wanted, MOST)
+    while len(body) <= limit and not response.content.at_eof():
+        body += await response.content.readany()
+    if whole := len(body) <= limit:
+        response.release()
+    else:
+        response.close()
+    return Answer(response.status, response.headers, bytes(body[:wanted]), whole)
+
+
+@dataclass(frozen=True, slots=True)
+class _Failure:
+    code: str  # for traces
+    outcome: NoAnswer
+
+
+def _judged(error: aiohttp.ClientError | OSError, *, left: bool) -> _Failure:
+    """What an error means for what was to be sent; none of its text, which can hold addresses and more, is kept."""
+    match error:
+        case aiohttp.ClientConnectorCertificateError():
+            return _Failure("tls", Blocked("configuration: TLS: its certificate is not trusted"))
+        case aiohttp.ClientConnectorSSLError():
+            return _Failure("tls", Blocked("configuration: TLS: no handshake"))
+        case aiohttp.ClientConnectorDNSError():
+            return _Failure("dns", Retry("its name does not resolve", whole_destination=True))
+        case aiohttp.ClientConnectorError(os_error=EgressDenied()):
+            return _Failure("egress", Blocked("configuration: egress: `allow` does not cover its address"))
+        case aiohttp.ClientConnectorError(os_error=ConnectionRefusedError()):
+            return _Failure("refused", Retry("refused the connection", whole_destination=True))
+        case aiohttp.ClientConnectorError():
+            return _Failure("connect", Retry("cannot be connected to", whole_destination=True))
+        case aiohttp.InvalidURL():
+            return _Failure("url", Blocked("configuration: url: its host is no name and no address"))
+        case TimeoutError() if left:
+            return _Failure("timeout", Unknown("no answer in time"))
+        case TimeoutError():
+            return _Failure("timeout", Retry("no connection in time", whole_destination=True))
+        case aiohttp.ClientResponseError():
+            return _Failure("protocol", Unknown("its answer is not HTTP"))
+        case _ if left:
+            return _Failure("reset", Unknown("hung up before it answered"))
+        case _:
+            return _Failure("reset", Retry("hung up", whole_destination=True))
