@@ -14,7 +14,7 @@ import shutil
 import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from enum import Enum, auto
 from pathlib import Path
@@ -26,6 +26,7 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 EVERY = timedelta(seconds=1)
+PATIENCE = timedelta(seconds=0.2)
 
 
 class Combine(Enum):
@@ -79,6 +80,7 @@ class AcrossWorkers(Collector):
         self._registry = registry
         self._gauges = gauges
         self._name = uuid4().hex
+        self._others: list[list[Family]] = []
         with self._locked():
             self._alive = os.open(directory / f"{self._name}.lock", os.O_CREAT | os.O_RDWR, 0o600)
             fcntl.flock(self._alive, fcntl.LOCK_EX)
@@ -90,12 +92,11 @@ class AcrossWorkers(Collector):
     def collect(self) -> Iterable[Metric]:
         """Everybody's metrics: of this moment for this worker, at most a second old for the others."""
         own = self._write()
-        with self._locked():
+        with suppress(OSError), self._locked():  # else they are as they were: a full disk must not make counters fall
             gone = self._bury_the_dead()
-            others = [
-                _families(path) for path in self._directory.glob("*.json") if path.stem not in (self._name, "gone")
-            ]
-        return combined([own, gone.families, *others], self._gauges)
+            files = [path for path in self._directory.glob("*.json") if path.stem not in (self._name, "gone")]
+            self._others = [gone.families, *map(_families, files)]
+        return combined([own, *self._others], self._gauges)
 
     def close(self) -> None:
         self._stopping.set()
@@ -108,8 +109,8 @@ class AcrossWorkers(Collector):
             self._write()
 
     def _write(self) -> "list[Family]":
-        with self._writing:
-            own = [self._family(metric) for metric in self._registry.collect()]
+        own = [self._family(metric) for metric in self._registry.collect()]
+        with self._writing, suppress(OSError):  # the next second tries again
             _replace(self._directory / f"{self._name}.json", msgspec.json.encode(own))
         return own
 
@@ -121,24 +122,29 @@ class AcrossWorkers(Collector):
 
     def _bury_the_dead(self) -> "Gone":
         """Add what they had counted to `gone.json`, once, even if this worker dies in the middle of it."""
-        file = self._directory / "gone.json"
-        gone = msgspec.json.decode(file.read_bytes(), type=Gone) if file.exists() else Gone([], [])
+        memory = self._directory / "gone.json"
+        gone = msgspec.json.decode(memory.read_bytes(), type=Gone) if memory.exists() else Gone([], [])
         for lock in filter(_is_dead, self._directory.glob("*.lock")):
             left = lock.with_suffix(".json")
             if left.exists() and lock.stem not in gone.buried:
                 counted = [family for family in _families(left) if family.type in ("counter", "histogram")]
-                gone = Gone([lock.stem], _added_up([gone.families, counted], {}))
-                _replace(file, msgspec.json.encode(gone))
-            left.unlink(missing_ok=True)
-            lock.unlink()
+                unfinished = [name for name in gone.buried if (self._directory / f"{name}.json").exists()]
+                gone = Gone([*unfinished, lock.stem], _added_up([gone.families, counted], {}))
+                _replace(memory, msgspec.json.encode(gone))
+            for file in (left, left.with_suffix(".unfinished"), lock):
+                file.unlink(missing_ok=True)
         return gone
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
-        """One at a time in the directory; the kernel lets go of it for one that dies."""
+        """One at a time in the directory; the kernel lets go of it for one that dies, and one that hangs is not waited for."""
         lock = os.open(self._directory / "directory", os.O_CREAT | os.O_RDWR, 0o600)
+        deadline = time.monotonic() + PATIENCE.total_seconds()
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+            while not _taken(lock):
+                if time.monotonic() > deadline:
+                    raise TimeoutError
+                time.sleep(0.005)
             yield
         finally:
             os.close(lock)
@@ -228,10 +234,14 @@ def _replace(path: Path, content: bytes) -> None:
 def _is_dead(lock: Path) -> bool:
     file = os.open(lock, os.O_RDWR)
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    else:
-        return True
+        return _taken(file)
     finally:
         os.close(file)
+
+
+def _taken(lock: int) -> bool:
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
