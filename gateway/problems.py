@@ -3,8 +3,14 @@
 from collections.abc import Mapping
 
 import msgspec
+import structlog
 from aiohttp import web
+from aiohttp.typedefs import Handler
 
+from observability.names import LogEvent
+from outbox.database import Unavailable
+
+log = structlog.get_logger()
 JSON = msgspec.json.Encoder()
 
 
@@ -29,3 +35,36 @@ def problem(
 def unavailable(detail: str = "The database does not answer; nothing was stored. Try again.") -> web.Response:
     """Trouble of ours that passes: a 503 that says when to come back."""
     return problem(503, "Not available now", detail, headers={"Retry-After": "2"})
+
+
+@web.middleware
+async def problems_only(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Turn what goes wrong on the way of a request into problem+json: aiohttp's refusals, and trouble of ours.
+
+    A bug is logged here, in one place, with its stack; the caller learns only that it was not their fault.
+    """
+    try:
+        return await handler(request)
+    except web.HTTPException as refused:
+        if refused.status < 400:
+            raise
+        allow = {"Allow": refused.headers["Allow"]} if "Allow" in refused.headers else None
+        return problem(refused.status, refused.reason, DETAILS.get(refused.status, refused.reason), headers=allow)
+    except Unavailable:
+        return unavailable()
+    except Exception:
+        log.exception(LogEvent.REQUEST_FAILED, method=request.method, route=_route(request))
+        return problem(500, "Trouble of ours", "The request failed by a defect of ours, which was logged.")
+
+
+DETAILS = {
+    404: "There is nothing at this address.",
+    405: "This address does not take that method; the header Allow says which it takes.",
+    413: "The body is larger than is taken here.",
+}
+
+
+def _route(request: web.Request) -> str | None:
+    """The declared route, never the path: that may hold a token."""
+    resource = request.match_info.route.resource
+    return resource.canonical if resource else None

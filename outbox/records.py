@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from itertools import groupby
 from typing import Any, Literal
 from uuid import UUID
@@ -219,8 +219,8 @@ class Records:
                 type.removesuffix("*") if type is not None and type.endswith(".*") else None,
                 subject,
                 facility,
-                since,
-                until,
+                _in_range(since),
+                _in_range(until),
                 limit + 1,
             )
             deliveries = await self._deliveries(connection, [row["id"] for row in rows[:limit]])
@@ -562,6 +562,11 @@ class Records:
             ]
             for destination, tries in groupby(rows, key=lambda row: row["destination"])
         }
+
+
+def _in_range(at: datetime | None) -> datetime | None:
+    """The nearest instant that an id can have."""
+    return at and min(max(at, datetime(1970, 1, 1, tzinfo=UTC)), datetime(9999, 1, 1, tzinfo=UTC))
 
 
 def _attributes(row: Record) -> dict[str, Any]:

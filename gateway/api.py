@@ -1,0 +1,609 @@
+"""The operators' API: what people read and do, as JSON.
+
+Each thing that can be asked is declared once, in ROUTES: it is served, checked and documented from there.
+"""
+
+import re
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from difflib import get_close_matches
+from typing import Annotated, Any, Generic, TypeVar
+from uuid import UUID
+
+import msgspec
+import structlog
+from aiohttp import web
+from aiohttp.typedefs import Handler
+
+from dead_letter.audit import Audit, Deed
+from dead_letter.letters import Cause, DeadLetters, EmptySelectionError, Instant, Letter, Preview, Repair, Select, Word
+from dead_letter.tokens import Holder, Tokens
+from gateway.openapi import describe
+from gateway.permissions import RIGHTS, Permission
+from gateway.problems import JSON, problem, problems_only
+from observability.names import LogEvent
+from outbox.destinations import Destinations, UnknownDestinationError
+from outbox.page import BadCursorError, Page, page, place_of
+from outbox.records import Books, EventRecord, EventSummary, Records, Rejection, Standing
+
+log = structlog.get_logger()
+
+BODY = 256 * 1024  # bytes that a body may have
+
+
+def api(
+    *,
+    records: Records,
+    letters: DeadLetters,
+    tokens: Tokens,
+    destinations: Destinations,
+    audit: Audit,
+    connectors: Callable[[], Mapping[str, str]],
+    version: str,
+) -> web.Application:
+    """The application to mount at /api/v1.  `connectors`: the kind of each configured destination, as of now."""
+    operators = Operators(
+        records=records, letters=letters, destinations=destinations, audit=audit, connectors=connectors, version=version
+    )
+    application = web.Application(middlewares=[problems_only, _refusals])
+    for route in ROUTES:
+        application.router.add_route(route.method, route.path, _serve(route, operators, tokens))
+    return application
+
+
+# ── what is asked ────────────────────────────────────────────────────────────────────────────────────
+
+Limit = Annotated[int, msgspec.Meta(ge=1, le=200, description="How many at most.")]
+Cursor = Annotated[str, msgspec.Meta(max_length=1024, description="`next` of the page before.")]
+BOUNDS = {"since": "from", "until": "to"}
+
+
+class Nothing(msgspec.Struct, frozen=True):
+    """No parameters."""
+
+
+class EventsQuery(msgspec.Struct, frozen=True, kw_only=True, rename=BOUNDS):
+    """Which events.  `from` and `to` bound when they were accepted."""
+
+    source: Word | None = None
+    type: Annotated[Word, msgspec.Meta(description="A type, or the beginning of some: `shop.order.*`.")] | None = None
+    subject: Word | None = None
+    facility: Word | None = None
+    since: Instant | None = None
+    until: Instant | None = None
+    cursor: Cursor | None = None
+    limit: Limit = 50
+
+
+class LettersQuery(msgspec.Struct, frozen=True, kw_only=True, rename=BOUNDS):
+    """Which dead letters.  `from` and `to` bound when they died."""
+
+    destination: Word | None = None
+    cause: Word | None = None
+    subject: Word | None = None
+    facility: Word | None = None
+    since: Instant | None = None
+    until: Instant | None = None
+    cursor: Cursor | None = None
+    limit: Limit = 50
+
+    @property
+    def select(self) -> Select:
+        return Select(
+            destination=self.destination,
+            cause=self.cause,
+            subject=self.subject,
+            facility=self.facility,
+            since=self.since,
+            until=self.until,
+        )
+
+
+class PageQuery(msgspec.Struct, frozen=True, kw_only=True):
+    cursor: Cursor | None = None
+    limit: Limit = 50
+
+
+class RejectionsQuery(msgspec.Struct, frozen=True, kw_only=True, rename=BOUNDS):
+    source: Word | None = None
+    reason: Word | None = None
+    since: Instant | None = None
+    until: Instant | None = None
+    cursor: Cursor | None = None
+    limit: Limit = 50
+
+
+class AuditQuery(msgspec.Struct, frozen=True, kw_only=True, rename=BOUNDS):
+    actor: Word | None = None
+    action: Word | None = None
+    target: Word | None = None
+    since: Instant | None = None
+    until: Instant | None = None
+    cursor: Cursor | None = None
+    limit: Limit = 50
+
+
+Reason = Annotated[
+    str,
+    msgspec.Meta(
+        min_length=1,
+        max_length=500,
+        pattern=r"^[^\x00-\x1f\x7f]*\S[^\x00-\x1f\x7f]*$",
+        description="Why; it stands in the audit.",
+    ),
+]
+
+
+class RepairBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What to replay or discard, and why.  A dry run needs no reason and changes nothing."""
+
+    select: Select
+    reason: Reason | None = None
+    dry_run: bool = False
+
+
+class HoldBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Why, and until when; without `until`, until somebody releases it."""
+
+    reason: Reason
+    until: Instant | None = None
+
+
+class ReleaseBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    reason: Reason
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DestinationLine:
+    """A destination: what kind it is, and how it is doing."""
+
+    name: str
+    connector: str | None  # none: it is not configured any more
+    state: str
+    reason: str | None
+    held_by: str | None
+    until: Instant | None
+    waiting: int
+    oldest_waiting_seconds: float | None
+    dead: int
+
+
+Query = TypeVar("Query")
+Body = TypeVar("Body")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asked(Generic[Query, Body]):
+    """A request of somebody who may make it, read and checked."""
+
+    holder: Holder | None  # none: the route is open
+    place: Mapping[str, str]  # the variable parts of the path
+    query: Query
+    body: Body
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    value: object
+    status: int = 200
+
+
+class Refusal(Exception):  # noqa: N818 — an answer, not a mistake
+    """An answer that is a problem."""
+
+    def __init__(self, status: int, title: str, detail: str, **headers: str) -> None:
+        super().__init__(title)
+        self.answer = problem(
+            status, title, detail, headers={name.replace("_", "-"): headers[name] for name in headers}
+        )
+
+
+# ── what is answered ─────────────────────────────────────────────────────────────────────────────────
+
+
+class Operators:
+    """What people read and do."""
+
+    def __init__(
+        self,
+        *,
+        records: Records,
+        letters: DeadLetters,
+        destinations: Destinations,
+        audit: Audit,
+        connectors: Callable[[], Mapping[str, str]],
+        version: str,
+    ) -> None:
+        self._records = records
+        self._letters = letters
+        self._destinations = destinations
+        self._audit = audit
+        self._connectors = connectors
+        self._version = version
+
+    async def events(self, asked: Asked[EventsQuery, None]) -> Answer:
+        query = asked.query
+        return Answer(
+            await self._records.events(
+                source=query.source,
+                type=query.type,
+                subject=query.subject,
+                facility=query.facility,
+                since=query.since,
+                until=query.until,
+                cursor=query.cursor,
+                limit=query.limit,
+            )
+        )
+
+    async def event(self, asked: Asked[Nothing, None]) -> Answer:
+        try:
+            event = await self._records.event(UUID(asked.place["id"]))
+        except ValueError:
+            event = None
+        if event is None:
+            raise Refusal(404, "No such event", "There is no event of this id, or retention has taken it.")
+        return Answer(event)
+
+    async def dead_letters(self, asked: Asked[LettersQuery, None]) -> Answer:
+        return Answer(
+            await self._letters.letters(asked.query.select, cursor=asked.query.cursor, limit=asked.query.limit)
+        )
+
+    async def causes(self, asked: Asked[LettersQuery, None]) -> Answer:
+        return Answer(
+            await self._letters.causes(asked.query.select, cursor=asked.query.cursor, limit=asked.query.limit)
+        )
+
+    async def replay(self, asked: Asked[Nothing, RepairBody]) -> Answer:
+        return await self._repair(asked, self._letters.replay, LogEvent.DEAD_LETTERS_REPLAYED)
+
+    async def discard(self, asked: Asked[Nothing, RepairBody]) -> Answer:
+        return await self._repair(asked, self._letters.discard, LogEvent.DEAD_LETTERS_DISCARDED)
+
+    async def _repair(
+        self, asked: Asked[Nothing, RepairBody], deed: Callable[..., Awaitable[Repair]], told: LogEvent
+    ) -> Answer:
+        """Preview or do; whoever may repair one event at a time must name it."""
+        body, holder = asked.body, _known(asked.holder)
+        try:
+            if body.dry_run:
+                return Answer(await self._letters.preview(body.select))
+            if not body.select.single and not body.select.empty:
+                _require(holder, Permission.REPAIR_MANY, "name one event in select.events, or ask one of those")
+            if body.reason is None:
+                raise Refusal(422, "No reason given", "Say why in `reason`: it stands in the audit.")
+            repair = await deed(body.select, reason=body.reason.strip(), actor=holder.name)
+        except EmptySelectionError:
+            raise Refusal(
+                422, "Nothing selected", "An empty `select` would match every dead letter: name what to take."
+            ) from None
+        log.info(told, id=str(repair.id), count=repair.count, actor=holder.name)
+        return Answer(repair, 202)
+
+    async def destinations(self, asked: Asked[PageQuery, None]) -> Answer:
+        """All that are configured, and those that were and still have something waiting or dead."""
+        after = place_of(asked.query.cursor, str)
+        connectors = self._connectors()
+        standings = {standing.name: standing for standing in await self._records.standings()}
+        lines = [
+            _line(name, connectors.get(name), standings.get(name))
+            for name in sorted({*connectors, *(s.name for s in standings.values() if s.waiting or s.dead)})
+            if after is None or name > after
+        ]
+        return Answer(page(lines, asked.query.limit, item=lambda line: line, place=lambda line: line.name))
+
+    async def hold(self, asked: Asked[Nothing, HoldBody]) -> Answer:
+        holder, name = _known(asked.holder), asked.place["name"]
+        if asked.body.until is not None and asked.body.until <= datetime.now(UTC):
+            raise Refusal(422, "The hold would be over", "`until` lies in the past.")
+        await self._destinations.hold(name, until=asked.body.until, reason=asked.body.reason.strip(), by=holder.name)
+        log.info(LogEvent.DESTINATION_HELD, destination=name, actor=holder.name)
+        return Answer(await self._standing(name))
+
+    async def release(self, asked: Asked[Nothing, ReleaseBody]) -> Answer:
+        holder, name = _known(asked.holder), asked.place["name"]
+        if await self._destinations.release(name, by=holder.name, reason=asked.body.reason.strip()):
+            log.info(LogEvent.DESTINATION_RELEASED, destination=name, actor=holder.name)
+        return Answer(await self._standing(name))
+
+    async def rejections(self, asked: Asked[RejectionsQuery, None]) -> Answer:
+        query = asked.query
+        return Answer(
+            await self._records.rejections(
+                source=query.source,
+                reason=query.reason,
+                since=query.since,
+                until=query.until,
+                cursor=query.cursor,
+                limit=query.limit,
+            )
+        )
+
+    async def audit(self, asked: Asked[AuditQuery, None]) -> Answer:
+        query = asked.query
+        return Answer(
+            await self._audit.deeds(
+                actor=query.actor,
+                action=query.action,
+                target=query.target,
+                since=query.since,
+                until=query.until,
+                cursor=query.cursor,
+                limit=query.limit,
+            )
+        )
+
+    async def invariants(self, asked: Asked[Nothing, None]) -> Answer:  # noqa: ARG002
+        return Answer(await self._records.books())
+
+    async def openapi(self, asked: Asked[Nothing, None]) -> Answer:  # noqa: ARG002
+        return Answer(describe(ROUTES, version=self._version))
+
+    async def _standing(self, name: str) -> DestinationLine:
+        standing = next((found for found in await self._records.standings() if found.name == name), None)
+        return _line(name, self._connectors().get(name), standing)
+
+
+def _line(name: str, connector: str | None, standing: Standing | None) -> DestinationLine:
+    """One that was configured and never started has no row yet: nothing waits for it."""
+    return DestinationLine(
+        name=name,
+        connector=connector,
+        state=standing.state if standing else "flowing",
+        reason=standing.reason if standing else None,
+        held_by=standing.held_by if standing else None,
+        until=standing.until if standing else None,
+        waiting=standing.waiting if standing else 0,
+        oldest_waiting_seconds=standing.oldest_waiting_seconds if standing else None,
+        dead=standing.dead if standing else 0,
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Route:
+    """One thing that can be asked: who may, with what, and what comes of it."""
+
+    method: str
+    path: str
+    does: str
+    serve: Callable[[Operators, Any], Awaitable[Answer]]
+    permission: Permission | None  # none: open to everybody, for it tells nothing about anybody
+    query: type = Nothing
+    body: type | None = None
+    answers: Mapping[int, object]
+
+    @property
+    def name(self) -> str:
+        return self.serve.__name__
+
+
+ROUTES = (
+    Route(
+        method="GET",
+        path="/events",
+        does="Events, the newest first.",
+        serve=Operators.events,
+        permission=Permission.READ_EVENTS,
+        query=EventsQuery,
+        answers={200: Page[EventSummary]},
+    ),
+    Route(
+        method="GET",
+        path="/events/{id}",
+        does="One event with every delivery and every attempt.",
+        serve=Operators.event,
+        permission=Permission.READ_EVENTS,
+        answers={200: EventRecord},
+    ),
+    Route(
+        method="GET",
+        path="/dead-letters",
+        does="Deliveries that gave up, the newest first.",
+        serve=Operators.dead_letters,
+        permission=Permission.READ_EVENTS,
+        query=LettersQuery,
+        answers={200: Page[Letter]},
+    ),
+    Route(
+        method="GET",
+        path="/dead-letters/causes",
+        does="What stopped them, each cause once, with what to do about it.",
+        serve=Operators.causes,
+        permission=Permission.READ_EVENTS,
+        query=LettersQuery,
+        answers={200: Page[Cause]},
+    ),
+    Route(
+        method="POST",
+        path="/dead-letters/replay",
+        does="Send dead letters again. A dry run answers 200 and changes nothing.",
+        serve=Operators.replay,
+        permission=Permission.REPAIR_ONE,
+        body=RepairBody,
+        answers={200: Preview, 202: Repair},
+    ),
+    Route(
+        method="POST",
+        path="/dead-letters/discard",
+        does="Lay dead letters aside for good. A dry run answers 200 and changes nothing.",
+        serve=Operators.discard,
+        permission=Permission.REPAIR_ONE,
+        body=RepairBody,
+        answers={200: Preview, 202: Repair},
+    ),
+    Route(
+        method="GET",
+        path="/destinations",
+        does="Destinations, and how each is doing.",
+        serve=Operators.destinations,
+        permission=Permission.READ_HEALTH,
+        query=PageQuery,
+        answers={200: Page[DestinationLine]},
+    ),
+    Route(
+        method="POST",
+        path="/destinations/{name}/hold",
+        does="Deliver nothing there any more; what is owed is kept.",
+        serve=Operators.hold,
+        permission=Permission.HOLD,
+        body=HoldBody,
+        answers={200: DestinationLine},
+    ),
+    Route(
+        method="POST",
+        path="/destinations/{name}/release",
+        does="Deliver there again.",
+        serve=Operators.release,
+        permission=Permission.HOLD,
+        body=ReleaseBody,
+        answers={200: DestinationLine},
+    ),
+    Route(
+        method="GET",
+        path="/rejections",
+        does="What was refused at the door, by second, source and reason.",
+        serve=Operators.rejections,
+        permission=Permission.READ_HEALTH,
+        query=RejectionsQuery,
+        answers={200: Page[Rejection]},
+    ),
+    Route(
+        method="GET",
+        path="/audit",
+        does="Who did what, the newest first.",
+        serve=Operators.audit,
+        permission=Permission.READ_AUDIT,
+        query=AuditQuery,
+        answers={200: Page[Deed]},
+    ),
+    Route(
+        method="GET",
+        path="/invariants",
+        does="The proof that nothing is lost, counted now.",
+        serve=Operators.invariants,
+        permission=Permission.READ_HEALTH,
+        answers={200: Books},
+    ),
+    Route(
+        method="GET",
+        path="/openapi.json",
+        does="This API, described.",
+        serve=Operators.openapi,
+        permission=None,
+        answers={200: dict[str, Any]},
+    ),
+)
+
+
+# ── the way of one request ───────────────────────────────────────────────────────────────────────────
+
+
+def _serve(route: Route, operators: Operators, tokens: Tokens) -> Handler:
+    """Who are you, may you, what exactly do you ask; then the answer."""
+
+    async def serve(request: web.Request) -> web.Response:
+        holder = None
+        if route.permission is not None:
+            holder = await _identify(request, tokens)
+            _require(holder, route.permission)
+        answer = await route.serve(
+            operators,
+            Asked(
+                holder=holder,
+                place=request.match_info,
+                query=_read_query(request, route.query),
+                body=await _read_body(request, route.body) if route.body else None,
+            ),
+        )
+        return web.Response(
+            status=answer.status,
+            body=JSON.encode(answer.value),
+            content_type="application/json",
+            headers={"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"},
+        )
+
+    return serve
+
+
+async def _identify(request: web.Request, tokens: Tokens) -> Holder:
+    scheme, _, token = request.headers.get("Authorization", "").partition(" ")
+    holder = await tokens.holder(token.strip()) if scheme.lower() == "bearer" else None
+    if holder is None:
+        raise Refusal(
+            401,
+            "Not proven who you are",
+            "Send a good token as `Authorization: Bearer`; `sluicegate token create` makes one.",
+            WWW_Authenticate="Bearer",
+        )
+    return holder
+
+
+def _known(holder: Holder | None) -> Holder:
+    assert holder is not None, "a route that changes something is never open"
+    return holder
+
+
+def _require(holder: Holder, permission: Permission, instead: str = "ask one of those") -> None:
+    """The one place where rights are checked."""
+    if permission not in RIGHTS[holder.role]:
+        able = ", ".join(role for role in RIGHTS if permission in RIGHTS[role])
+        raise Refusal(
+            403, "Not allowed", f"The role {holder.role} may not do this ({permission}); {able} may: {instead}."
+        )
+
+
+def _read_query(request: web.Request, kind: type[Query]) -> Query:
+    """The parameters, of which each is known and stands once."""
+    known = [field.encode_name for field in msgspec.structs.fields(kind)]  # type: ignore[arg-type]
+    for name in request.query:
+        if name not in known:
+            close = get_close_matches(name, known, n=1)
+            hint = f"did you mean `{close[0]}`?" if close else f"known are: {', '.join(known) or 'none'}."
+            raise Refusal(400, "Unknown parameter", f"There is a parameter that is not known here; {hint}")
+        if len(request.query.getall(name)) > 1:
+            raise Refusal(400, "Parameter stands twice", f"`{name}` stands more than once.")
+    try:
+        return msgspec.convert(dict(request.query), kind, strict=False)
+    except msgspec.ValidationError as error:
+        raise Refusal(400, "Bad parameter", _told(error)) from None
+
+
+async def _read_body(request: web.Request, kind: type[Body]) -> Body:
+    """The body as JSON of the declared shape."""
+    if request.content_type != "application/json":
+        raise Refusal(415, "Not JSON", "Send the body as application/json.")
+    body = bytearray()
+    async for chunk in request.content.iter_any():
+        body += chunk
+        if len(body) > BODY:
+            raise web.HTTPRequestEntityTooLarge(BODY, len(body))
+    try:
+        return msgspec.json.decode(body, type=kind)
+    except msgspec.ValidationError as error:
+        raise Refusal(422, "Bad field", _told(error)) from None
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
+        raise Refusal(400, "Not readable", "The body is not JSON.") from None
+
+
+def _told(error: msgspec.ValidationError) -> str:
+    """Where it is wrong and what is expected; no word of the caller's."""
+    what, _, where = str(error).partition(" - at `$")
+    where = where.strip("`.")
+    if what.startswith("Object contains unknown field"):
+        what = "Holds a field that is not known here"
+    what = re.sub(r" matching regex .*", " of printable characters", what)
+    return f"`{where}`: {what}." if where else f"{what}."
+
+
+@web.middleware
+async def _refusals(request: web.Request, handler: Handler) -> web.StreamResponse:
+    try:
+        return await handler(request)
+    except Refusal as refusal:
+        return refusal.answer
+    except BadCursorError:
+        return problem(400, "Bad cursor", "`cursor` is not the `next` of a page; leave it out to begin at the start.")
+    except UnknownDestinationError as unknown:
+        return problem(404, "No such destination", f"{unknown}.")
