@@ -156,6 +156,7 @@ class _File:
     def __init__(self, document: Document, kinds: Mapping[str, Kind]) -> None:
         self._document = document
         self._kinds = kinds
+        self._kind_names = tuple(kinds)  # a look into `kinds` itself imports what is found
         self._mistakes = list(document.mistakes)
         self._values = self._sections()
 
@@ -169,6 +170,7 @@ class _File:
         routes = {name: self._named(Route, name, at, given) for name, at, given in self._entries("routes")}
         destinations = {name: self._destination(name, at, given) for name, at, given in self._entries("destinations")}
         parts = Parts(
+            unreadable=frozenset(name for name in _TABLES if not isinstance(self._values.get(name, {}), dict)),
             facilities=tuple(facilities),
             sources=sources,
             policies=policies,
@@ -269,6 +271,8 @@ class _File:
         kind = self._kind((*at, "system" if system else "connector"), connector) if connector else None
         if kind is None or connector is None:
             return manners, None
+        if system is not None and kind.system is None:
+            return manners, None  # is told where the system is
         if system is None and kind.system is not None:
             problem = f'names "{connector}", which is reached through a system; declare one in systems, and write system: NAME'
             self._tell((*at, "connector"), problem)
@@ -284,26 +288,26 @@ class _File:
         system, connector = _word(given, "system"), _word(given, "connector")
         if system is None:
             if connector is None:
-                self._tell(at, f"needs a connector, or a system; write one of {', '.join(self._kinds)}")
+                self._tell(at, f"needs a connector, or a system; write one of {', '.join(self._kind_names)}")
             return connector
         if connector is not None:
             self._tell((*at, "connector"), "is given beside system, which says it already; leave it out")
         systems = self._values.get("systems", {})
+        if not isinstance(systems, dict):
+            return None
         if system not in systems:
             problem = f'names "{system}", but there is no such system{did_you_mean(system, tuple(systems))}'
             self._tell((*at, "system"), problem)
             return None
         connector = _word(systems[system], "connector")
-        return connector if connector in self._kinds else None
+        return connector if connector in self._kind_names else None
 
     def _kind(self, at: KeyPath, connector: str | None) -> Kind | None:
         if connector is None:
-            self._tell(at, f"is missing; write one of {', '.join(self._kinds)}")
+            self._tell(at, f"is missing; write one of {', '.join(self._kind_names)}")
             return None
-        if connector not in self._kinds:
-            self._tell(
-                at, f'names "{connector}", but there is no such kind{did_you_mean(connector, tuple(self._kinds))}'
-            )
+        if connector not in self._kind_names:
+            self._tell(at, f'names "{connector}", but there is no such kind{did_you_mean(connector, self._kind_names)}')
             return None
         try:
             return self._kinds[connector]

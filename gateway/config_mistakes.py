@@ -8,14 +8,13 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from copy import copy
 from dataclasses import dataclass
-from datetime import timedelta
 from functools import cache
 from typing import Any, Generic, TypeVar, get_args, get_origin
 
 from pydantic import ValidationError, create_model
 from pydantic_core import ErrorDetails
 
-from connectors.settings import Reference, Settings, UnknownKey, did_you_mean, shown, written
+from connectors.settings import Reference, Settings, UnknownKey, did_you_mean, shown
 from gateway.config_document import KeyPath
 from gateway.config_sections import FIELD_TYPES
 
@@ -64,8 +63,9 @@ def _wrong(errors: Iterable[ErrorDetails], given: object, also_known: tuple[str,
     for error in errors:
         at.setdefault(_path(error, given), []).append(error)
     for path, alike in at.items():
-        if alike[0]["type"] == "too_short" and any(path == other[: len(path)] for other in at if other != path):
-            continue  # its items were wrong, not missing
+        has_wrong_items = len(alike) > 1 or any(path == other[: len(path)] for other in at if other != path)
+        if alike[-1]["type"] == "too_short" and has_wrong_items:
+            alike.pop()
         if len(alike) > 1 and all(error["type"] in _EXPECTED for error in alike):
             expected = " or ".join(dict.fromkeys(_EXPECTED[error["type"]] for error in alike))
             yield Wrong(
@@ -130,9 +130,9 @@ def _problem(error: ErrorDetails, path: KeyPath, also_known: tuple[str, ...]) ->
         case "union_tag_invalid" | "union_tag_not_found":
             return f"has no type that is known here; write one of {', '.join(FIELD_TYPES)}, or [int] for a list of int"
         case "greater_than_equal":
-            return f"is {shown(given)}, but must be at least {_bound(context['ge'])}"
+            return f"is {shown(given)}, but must be at least {context['ge']}"
         case "less_than_equal":
-            return f"is {shown(given)}, but must be at most {_bound(context['le'])}"
+            return f"is {shown(given)}, but must be at most {context['le']}"
         case "string_pattern_mismatch":
             return f"is {shown(given)}, which has a character that does not belong there; correct it"
         case "string_too_short" | "too_short":
@@ -143,10 +143,6 @@ def _problem(error: ErrorDetails, path: KeyPath, also_known: tuple[str, ...]) ->
             return f"is {shown(given)}, but must be {_EXPECTED[kind]}"
         case kind:
             return f"is not what belongs there ({kind.replace('_', ' ')}); correct it"
-
-
-def _bound(bound: object) -> str:
-    return written(bound) if isinstance(bound, timedelta) else str(bound)
 
 
 def _problem_of_value(given: object) -> str | None:

@@ -31,6 +31,7 @@ from gateway.config_sections import (
     TimestampField,
     UuidField,
     Value,
+    When,
 )
 
 
@@ -38,6 +39,7 @@ from gateway.config_sections import (
 class Parts:
     """The sections that refer to each other, by the names that the file has in them."""
 
+    unreadable: frozenset[str]  # sections that are no mapping of names, so that any name may be meant to be there
     facilities: tuple[str, ...]
     sources: Mapping[str, Reading[AnySource]]
     policies: Mapping[str, Reading[Policy]]
@@ -49,12 +51,13 @@ def contradictions(parts: Parts) -> Iterator[Contradiction]:
     """Their keys begin with the section."""
     for name, source in parts.sources.items():
         if source.right is not None and not source.is_wrong(("accepts",)):
-            yield from _about_accepted(("sources", name, "accepts"), source.right.accepts, parts.policies)
+            yield from _about_accepted(("sources", name, "accepts"), source.right.accepts, parts)
     for name, policy in parts.policies.items():
         if policy.right is not None and policy.right.facility is not None:
-            of = policy.right.facility.of
-            for raw, facility in of.items():
-                yield from _names(("policies", name, "facility", "of", raw), [facility], "facility", parts.facilities)
+            places: dict[Place, str] = {
+                ("policies", name, "facility", "of", raw): to for raw, to in policy.right.facility.of.items()
+            }
+            yield from _names(places, "facility", parts)
     for name, route in parts.routes.items():
         if route.right is not None:
             yield from _about_route(name, route.right, parts)
@@ -72,24 +75,33 @@ def unused(parts: Parts) -> Iterator[tuple[tuple[str, str], str]]:
             yield ("destinations", name), "is reached by no route"
 
 
-def _names(
-    path: tuple[str | int, ...], names: Sequence[str], what: str, known: Iterable[str]
-) -> Iterator[Contradiction]:
-    """Complains about each of `names` that is not `known`; several have a path each."""
-    known = tuple(known)
-    for index, name in enumerate(names):
+Place = tuple[str | int, ...]
+
+
+def _names(places: Mapping[Place, str], what: str, parts: Parts) -> Iterator[Contradiction]:
+    """Complains about each place whose name is that of nothing."""
+    section, known = {
+        "facility": ("facilities", parts.facilities),
+        "source": ("sources", tuple(parts.sources)),
+        "policy": ("policies", tuple(parts.policies)),
+        "destination": ("destinations", tuple(parts.destinations)),
+    }[what]
+    if section in parts.unreadable:
+        return
+    for place, name in places.items():
         if name not in known:
-            problem = f'names "{name}", but there is no such {what}{did_you_mean(name, known)}'
-            yield Contradiction(path if path[-2:-1] == ("of",) else (*path, index), problem)
+            yield Contradiction(place, f'names "{name}", but there is no such {what}{did_you_mean(name, known)}')
 
 
-def _about_accepted(
-    path: tuple[str, ...], accepts: Sequence[str], policies: Mapping[str, Reading[Policy]]
-) -> Iterator[Contradiction]:
-    yield from _names(path, accepts, "policy", policies)
+def _each(path: Place, names: Sequence[str] | None) -> Mapping[Place, str]:
+    return {(*path, index): name for index, name in enumerate(names or ())}
+
+
+def _about_accepted(path: Place, accepts: Sequence[str], parts: Parts) -> Iterator[Contradiction]:
+    yield from _names(_each(path, accepts), "policy", parts)
     for index, name in enumerate(accepts):
-        hiding = next((earlier for earlier in accepts[:index] if _hides(earlier, name, policies)), None)
-        if hiding is not None:
+        hiding = next((earlier for earlier in accepts[:index] if _hides(earlier, name, parts.policies)), None)
+        if hiding is not None and name not in accepts[:index]:
             problem = f'names "{name}", but "{hiding}" before it matches all that it matches; put "{name}" first'
             yield Contradiction((*path, index), problem)
 
@@ -110,14 +122,17 @@ def _marked(policy: Policy) -> set[tuple[str, str, object]]:
 
 
 def _about_route(name: str, route: Route, parts: Parts) -> Iterator[Contradiction]:
-    path = ("routes", name)
-    yield from _names((*path, "to"), route.to, "destination", parts.destinations)
-    yield from _names((*path, "when", "source"), route.when.source or (), "source", parts.sources)
-    yield from _names((*path, "when", "facility"), route.when.facility or (), "facility", parts.facilities)
-    if parts.routes[name].is_wrong(("when",)) or any(wrong.path[:1] == ("when",) for wrong in parts.routes[name].wrong):
+    path, when = ("routes", name), route.when
+    yield from _names(_each((*path, "to"), route.to), "destination", parts)
+    unknown = [
+        *_names(_each((*path, "when", "source"), when.source), "source", parts),
+        *_names(_each((*path, "when", "facility"), when.facility), "facility", parts),
+    ]
+    yield from unknown
+    if unknown or parts.unreadable or any(wrong.path[:1] == ("when",) for wrong in parts.routes[name].wrong):
         return
-    if arriving := _arriving(route.when.source or tuple(parts.sources), parts):
-        yield from _about_when((*path, "when"), route, arriving)
+    if arriving := _arriving(when.source or tuple(parts.sources), parts):
+        yield from _about_when((*path, "when"), when, arriving)
         yield from _about_classes((*path, "to"), route, arriving, parts)
 
 
@@ -136,9 +151,8 @@ def _arriving(sources: Iterable[str], parts: Parts) -> Mapping[str, Policy] | No
     return arriving
 
 
-def _about_when(path: tuple[str, ...], route: Route, arriving: Mapping[str, Policy]) -> Iterator[Contradiction]:
+def _about_when(path: Place, when: When, arriving: Mapping[str, Policy]) -> Iterator[Contradiction]:
     """Conditions that nothing can meet; each is judged by what the ones before it let through."""
-    when = route.when
     left = list(arriving.values())
     for index, wanted in enumerate(when.type or ()):
         if not any(_may_be(policy, wanted) for policy in left):
@@ -156,7 +170,7 @@ def _about_when(path: tuple[str, ...], route: Route, arriving: Mapping[str, Poli
 
 
 def _about_data(
-    path: tuple[str, ...], conditions: Mapping[str, Condition], policies: Sequence[Policy]
+    path: Place, conditions: Mapping[str, Condition], policies: Sequence[Policy]
 ) -> Iterator[Contradiction]:
     complaints = [
         complaint
@@ -168,9 +182,7 @@ def _about_data(
         yield Contradiction(path, "asks for fields that no policy keeps together; make two routes of it")
 
 
-def _about_classes(
-    path: tuple[str, ...], route: Route, arriving: Mapping[str, Policy], parts: Parts
-) -> Iterator[Contradiction]:
+def _about_classes(path: Place, route: Route, arriving: Mapping[str, Policy], parts: Parts) -> Iterator[Contradiction]:
     taken = [
         policy
         for policy in arriving.values()
@@ -237,7 +249,7 @@ def _may_be_one(text: str, wanted: str) -> bool:
 
 
 def _about_condition(
-    path: tuple[str, ...], name: str, condition: Condition, policies: Sequence[Policy]
+    path: Place, name: str, condition: Condition, policies: Sequence[Policy]
 ) -> Iterator[Contradiction]:
     kept = [policy.keep[name] for policy in policies if name in policy.keep]
     if not kept:

@@ -87,6 +87,10 @@ class _Schema(GenerateJsonSchema):
     def bool_schema(self, schema: core_schema.BoolSchema) -> JsonSchemaValue:
         return {"anyOf": [super().bool_schema(schema), REFERENCE]}
 
+    def str_schema(self, schema: core_schema.StringSchema) -> JsonSchemaValue:
+        text = super().str_schema(schema)
+        return {"anyOf": [text, REFERENCE]} if "pattern" in text else text
+
     def literal_schema(self, schema: core_schema.LiteralSchema) -> JsonSchemaValue:
         words = super().literal_schema(schema)
         return words if len(schema["expected"]) == 1 else {"anyOf": [words, REFERENCE]}

@@ -44,6 +44,7 @@ from connectors.settings import (
     of_at_least,
     placeholders,
     shown,
+    written,
 )
 from gateway.config_patterns import characters_of, why_unsafe
 
@@ -59,6 +60,15 @@ class Contradiction(NamedTuple):
 T = TypeVar("T")
 Table = Annotated[Mapping[str, T], AfterValidator(MappingProxyType)]
 """Entries by name; frozen, as all of the configuration."""
+
+
+def _at_most(longest: timedelta) -> Callable[[timedelta], timedelta]:
+    def check(given: timedelta) -> timedelta:
+        if given > longest:
+            raise ValueError(f"is {written(given)}, but must be at most {written(longest)}")
+        return given
+
+    return check
 
 
 def _nothing() -> Mapping[Any, Any]:
@@ -203,7 +213,7 @@ class Facility(Settings):
 
 
 class SystemManners(Settings):
-    timeout: Duration = timedelta(seconds=10)
+    timeout: Annotated[Duration, AfterValidator(_at_most(timedelta(minutes=10)))] = timedelta(seconds=10)
     """For one call."""
 
 
@@ -311,7 +321,7 @@ class _WithSecrets(Source):
                 yield Contradiction(("secrets", index, *below), problem)
 
 
-Tolerance = Annotated[Duration, Field(le=timedelta(hours=1))]
+Tolerance = Annotated[Duration, AfterValidator(_at_most(timedelta(hours=1)))]
 
 
 class StandardWebhooks(_WithSecrets):
@@ -890,7 +900,7 @@ class Manners(Entry):
     """Deliveries at a time, at most; it adapts below that."""
     rate: Rate | None = None
     """Deliveries in a time, at most."""
-    timeout: Annotated[Duration, Field(le=timedelta(minutes=10))] = timedelta(seconds=10)
+    timeout: Annotated[Duration, AfterValidator(_at_most(timedelta(minutes=10)))] = timedelta(seconds=10)
     """For one try, all in all."""
     retry: RetrySettings = RetrySettings()
     """How a delivery that failed is tried again."""
