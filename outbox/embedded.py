@@ -171,7 +171,7 @@ class Embedded:
             if (sockets := self._sockets()) and (dsn := await self._connected(sockets)):
                 return dsn
             self._bury_keeper()
-            if time.monotonic() - told > 2:
+            if time.monotonic() - told > 2 and keeper.lock_file(self._place / "cluster")[7:8] == ["starting"]:
                 told = time.monotonic()
                 log.info(LogEvent.POSTGRES_RECOVERING, seconds=round(told - began), see=str(self._log))
             await asyncio.sleep(LOOK.total_seconds())
@@ -205,7 +205,10 @@ class Embedded:
         """Notice that the keeper has ended; it is no error if another one was faster."""
         if self._keeper is None:
             return
-        pid, status = os.waitpid(self._keeper, os.WNOHANG)
+        try:
+            pid, status = os.waitpid(self._keeper, os.WNOHANG)
+        except ChildProcessError:  # this program lets the kernel bury its children
+            pid, status = self._keeper, 0 if self._kept() else 1
         if pid == 0:
             return
         self._keeper = None

@@ -36,8 +36,24 @@ CREATE TABLE lanes (
     shard       smallint    NOT NULL,
     owner       bigint,
     epoch       bigint      NOT NULL DEFAULT 0,
+    -- events below this were carried over before their partition was dropped; here, so that a settle's fence sees it
+    carried_below uuid      NOT NULL DEFAULT '00000000-0000-0000-0000-000000000000',
     UNIQUE (destination, shard)
 ) WITH (fillfactor = 50);
+
+-- A dispatcher lives while its lease runs and its process holds its advisory lock (class 20928, outbox.store.ALIVE).
+CREATE VIEW living_dispatchers AS
+SELECT d.id
+  FROM dispatchers AS d
+ WHERE d.lease_until > clock_timestamp()
+   AND EXISTS (SELECT
+                 FROM pg_locks AS l
+                WHERE l.locktype = 'advisory'
+                  AND l.classid = 20928
+                  AND l.objid = d.id::oid
+                  AND l.objsubid = 2
+                  AND l.granted
+                  AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database()));
 
 CREATE TABLE events (
     id             uuid        NOT NULL,

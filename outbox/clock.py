@@ -1,0 +1,72 @@
+"""The database's time, and the identities that are made from it.
+
+Every gateway on one Postgres tells the same time, whatever its own clock says: the offset is measured on
+connecting and now and then, and in between the monotonic clock carries it on.
+"""
+
+import os
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from uuid import UUID
+
+from outbox.database import Database
+
+QUESTIONS = 3  # the answer that came back fastest is the most exact
+
+
+class DatabaseClock:
+    """Now, as the database would say it."""
+
+    def __init__(self) -> None:
+        self._offset: float | None = None  # seconds from the monotonic clock to the database's epoch
+
+    async def ask(self, database: Database) -> None:
+        """Measure the offset; raises what the database raises."""
+        best = float("inf")
+        for _ in range(QUESTIONS):
+            asked = time.monotonic()
+            told: datetime = await database.fetchval("SELECT clock_timestamp()")
+            took = time.monotonic() - asked
+            if took < best:
+                best, self._offset = took, told.timestamp() - asked - took / 2
+
+    def seconds(self) -> float:
+        """Since the epoch."""
+        if self._offset is None:
+            raise RuntimeError("the database has not been asked for the time")
+        return time.monotonic() + self._offset
+
+    def now(self) -> datetime:
+        return datetime.fromtimestamp(self.seconds(), UTC)
+
+    @property
+    def known(self) -> bool:
+        return self._offset is not None
+
+    @property
+    def skew(self) -> timedelta:
+        """How far this machine's clock is ahead of the database's: signatures are judged by this machine's."""
+        return timedelta(seconds=time.time() - self.seconds())
+
+
+class Identities:
+    """UUIDs of version 7 (RFC 9562): 48 bits of milliseconds, 12 of a counter within one, 62 at random.
+
+    They never go backwards within a process, even when the clock does.
+    """
+
+    def __init__(self, seconds: Callable[[], float]) -> None:
+        self._seconds = seconds
+        self._last = 0  # milliseconds << 12 | counter
+
+    def next(self) -> UUID:
+        self._last = max(self._last + 1, int(self._seconds() * 1000) << 12)
+        milliseconds, counter = self._last >> 12, self._last & 0xFFF
+        random = int.from_bytes(os.urandom(8), "big") >> 2
+        return UUID(int=milliseconds << 80 | 0x7 << 76 | counter << 64 | 0b10 << 62 | random)
+
+
+def instant_of(event: UUID) -> datetime:
+    """When an identity was made."""
+    return datetime.fromtimestamp((event.int >> 80) / 1000, UTC)

@@ -1,0 +1,595 @@
+"""Delivers what is due: wake → read → deliver → settle.
+
+    beat     every second: renew the lease, see who lives, take a fair share of the lanes, give back what is too much
+    read     one statement over the lanes that were woken and have room
+    deliver  one task an attempt, as many as the destination's gate lets through
+    settle   one statement for whatever has come of them meanwhile
+
+All that it knows is memory: the database holds what is owed, and whoever takes a lane over starts from there.
+"""
+
+import asyncio
+import heapq
+import os
+import re
+import socket
+import time
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+from random import random
+from uuid import UUID
+
+import structlog
+
+from observability.metrics import Metrics
+from observability.names import LogEvent, SpanName
+from observability.tracing import Tracing
+from outbox.clock import DatabaseClock
+from outbox.database import Database, Unavailable
+from outbox.event import Connector, Delivery, Outcome, Pending, Retry, Unknown, kind_of
+from outbox.gate import BackOff, Gate, HoldForCause
+from outbox.lanes import BEGINNING, OwnedLane
+from outbox.presence import Presence
+from outbox.retry import Decision, Schedule, Verdict, decide
+from outbox.store import WAKE, Lane, Outbox, Settled, Settlement, Taken, delivery_of
+from outbox.waking import lanes_in
+
+log = structlog.get_logger()
+
+LEASE = timedelta(seconds=10)
+BEAT = timedelta(seconds=1)
+GRACE = timedelta(seconds=5)  # beyond a connector's own deadline, before its attempt is cut off
+LARGEST_SETTLE = 1000
+LONGEST_IDLE = timedelta(milliseconds=500)  # between polls
+KILLS = 3  # so many processes a delivery may take down before it is buried
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Target:
+    """A destination as the configuration has it."""
+
+    number: int
+    name: str
+    lanes: int
+    connector: Connector
+    schedule: Schedule
+    timeout: timedelta
+    concurrency: int
+    per_second: float | None
+
+    @property
+    def repeatable(self) -> bool:
+        """The partner keeps idempotency keys: what may have happened may be sent again."""
+        return bool(getattr(self.connector, "keeps_keys", False))
+
+
+class Dispatcher:
+    """One process' share of the lanes."""
+
+    def __init__(
+        self, outbox: Outbox, *, database: Database, clock: DatabaseClock, metrics: Metrics, tracing: Tracing, lease: timedelta = LEASE
+    ) -> None:
+        self._outbox = outbox
+        self._database = database
+        self._clock = clock
+        self._metrics = metrics
+        self._tracing = tracing
+        self._lease = lease
+        self._number = 0
+        self._lease_ends = 0.0  # on the monotonic clock
+        self._targets: Mapping[int, Target] = {}
+        self._gates: dict[int, Gate] = {}
+        self._lanes: dict[int, OwnedLane] = {}
+        self._attempts: set[asyncio.Task[None]] = set()
+        self._done: list[Settlement] = []
+        self._timers: list[tuple[float, int]] = []  # (monotonic, lane): something may be due there
+        self._work = asyncio.Event()
+        self._to_settle = asyncio.Event()
+        self._settling_fails = False
+        self._destinations_changed = True
+        self._floor = BEGINNING  # whatever is committed after the last sweep is due after this
+        self._stopping = False
+        self._loops: list[asyncio.Task[None]] = []
+        self._presence: Presence | None = None
+
+    # ── life ─────────────────────────────────────────────────────────────────────────────────────
+
+    async def start(self, targets: Iterable[Target]) -> None:
+        """Present and at work when it returns; raises Unavailable."""
+        self.retarget(targets)
+        await self._introduce()
+        await self._beat_once()
+        for loop in (self._beat, self._read, self._settle):
+            self._loops.append(asyncio.create_task(self._keep_at(loop)))
+
+    def retarget(self, targets: Iterable[Target]) -> None:
+        """From now on these; what is in flight ends as it began."""
+        self._targets = {target.number: target for target in targets}
+        for number, target in self._targets.items():
+            gate = Gate(most=target.concurrency, per_second=target.per_second)
+            before = self._gates.get(number)
+            gate.in_flight = before.in_flight if before else 0
+            self._gates[number] = gate
+        self._destinations_changed = True
+        self._work.set()
+
+    async def stop(self, drain: timedelta) -> None:
+        """Start nothing more, wait for what is in flight, settle it, and hand the lanes over."""
+        self._stopping = True
+        self._work.set()
+        if self._attempts:
+            await asyncio.wait(self._attempts, timeout=drain.total_seconds())
+        cut_off = {own.lane.number for own in self._lanes.values() if own.in_flight}
+        for task in self._attempts:
+            task.cancel()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(5):
+                while self._done:
+                    self._to_settle.set()
+                    await asyncio.sleep(0.01)
+        for loop in self._loops:
+            loop.cancel()
+        await asyncio.gather(*self._loops, *self._attempts, return_exceptions=True)
+        with suppress(Unavailable):
+            await self._outbox.give_back([own.lane for own in self._lanes.values() if own.lane.number not in cut_off])
+            await self._outbox.notify(WAKE, "")
+            await self._outbox.leave(self._number)
+        if self._presence is not None:
+            await self._presence.close()
+
+    def wake(self, due: Mapping[int, datetime]) -> Mapping[int, datetime]:
+        """Something is due in these lanes; returns those that are not ours."""
+        others = {}
+        for number, at in due.items():
+            lane = self._lanes.get(number)
+            if lane is None:
+                others[number] = at
+            else:
+                lane.rewind(at)
+        self._work.set()
+        return others
+
+    @property
+    def alive(self) -> bool:
+        """Its loops turn and its lease runs."""
+        return bool(self._loops) and not any(loop.done() for loop in self._loops) and self._leased()
+
+    async def _keep_at(self, loop: Callable[[], Awaitable[None]]) -> None:
+        """A bug in a loop is told and the loop goes on: what it did not finish still stands in the database."""
+        while True:
+            try:
+                await loop()
+            except Exception:
+                log.exception(LogEvent.TASK_FAILED, task=f"dispatcher{loop.__name__}")
+                await asyncio.sleep(1)
+
+    # ── beat ─────────────────────────────────────────────────────────────────────────────────────
+
+    async def _introduce(self) -> None:
+        self._number = await self._outbox.register(f"{socket.gethostname()}:{os.getpid()}", self._lease)
+        if self._presence is not None:
+            await self._presence.close()
+        self._presence = Presence(
+            self._database, dispatcher=self._number, woken=self._heard, destinations_changed=self._heard_of_destinations
+        )
+        await self._presence.open()
+
+    async def _beat(self) -> None:
+        while True:
+            await asyncio.sleep(BEAT.total_seconds())
+            try:
+                await self._beat_once()
+                await self._sweep()
+            except Unavailable:
+                log.warning(LogEvent.POSTGRES_AWAY, part="dispatcher")
+
+    async def _beat_once(self) -> None:
+        asked = time.monotonic()
+        living = await self._outbox.beat(self._number, self._lease)
+        if living is None:  # it slept so long that it was struck off
+            await self._introduce()
+            self._lose(lane.lane for lane in list(self._lanes.values()))
+            return
+        self._lease_ends = asked + self._lease.total_seconds()
+        standing = await self._outbox.owned(self._number)
+        self._lose([own.lane for own in list(self._lanes.values()) if (own.lane.number, own.lane.epoch) not in standing])
+        await self._share(living)
+        for own in list(self._lanes.values()):
+            if own.leaving and own.idle:
+                await self._outbox.give_back([own.lane])
+                del self._lanes[own.lane.number]
+        self._metrics.lanes_owned.set(len(self._lanes))
+
+    async def _share(self, living: list[int]) -> None:
+        """As many lanes as the others: all of them over those who live, the rest by rank."""
+        total = sum(target.lanes for target in self._targets.values())
+        rank = living.index(self._number) if self._number in living else 0
+        share = total // len(living) + (rank < total % len(living))
+        staying = [own for own in self._lanes.values() if not own.leaving and own.lane.destination in self._targets]
+        for own in self._lanes.values():
+            if own.lane.destination not in self._targets or own in staying[share:]:
+                own.leaving = True
+                own.empty()
+        if len(staying) >= share or self._stopping:
+            return
+        for lane in await self._outbox.lease(self._number, list(self._targets), share - len(staying)):
+            target = self._targets[lane.destination]
+            self._lanes[lane.number] = OwnedLane(lane, careful=target.concurrency)
+            self._metrics.takeovers.labels(careful=str(lane.vanished).lower()).inc()
+            log.info(
+                LogEvent.LANE_TAKEN_OVER, lane=lane.number, destination=target.name, epoch=lane.epoch, careful=lane.vanished
+            )
+        self._work.set()
+
+    async def _sweep(self) -> None:
+        """What was committed late stands behind the watermarks: read again from where it can be."""
+        floor = await self._outbox.oldest_writer()
+        for own in self._lanes.values():
+            own.rewind(self._floor)
+        self._floor = floor
+        self._destinations_changed = True
+        self._work.set()
+
+    def _lose(self, lanes: Iterable[Lane]) -> None:
+        for lane in lanes:
+            if self._lanes.pop(lane.number, None) is not None:
+                self._metrics.fenced.inc()
+                log.warning(LogEvent.LANE_LOST, lane=lane.number, epoch=lane.epoch)
+
+    def _leased(self) -> bool:
+        return time.monotonic() < self._lease_ends
+
+    def _heard(self, payload: str) -> None:
+        named = lanes_in(payload) or dict.fromkeys(self._lanes)  # nothing named: anything may have been missed
+        for number, at in named.items():
+            if own := self._lanes.get(number):
+                own.rewind(at or self._floor)
+        self._work.set()
+
+    def _heard_of_destinations(self) -> None:
+        self._destinations_changed = True
+        self._work.set()
+
+    # ── read ─────────────────────────────────────────────────────────────────────────────────────
+
+    async def _read(self) -> None:
+        while True:
+            self._work.clear()
+            try:
+                if self._destinations_changed:
+                    await self._look_at_destinations()
+                await self._open_keys()
+                more = await self._read_once()
+            except Unavailable:
+                await asyncio.sleep(0.2)
+                continue
+            self._start()
+            if not more:
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(self._idle()):
+                        await self._work.wait()
+            self._ring()
+
+    async def _look_at_destinations(self) -> None:
+        self._destinations_changed = False
+        standings = await self._outbox.standings()
+        now = self._clock.now()
+        for number, gate in self._gates.items():
+            gate.stand(standings.get(number))
+        for own in self._lanes.values():
+            gate = self._gates[own.lane.destination]
+            if gate.held(now):
+                own.empty()  # what was read and not started must not slip out after the hold
+            else:
+                own.dirty = True
+
+    async def _open_keys(self) -> None:
+        """Subjects whose delivery is settled or due again: the next of each, before anything behind it is read."""
+        now = self._clock.now()
+        wanted: list[tuple[OwnedLane, int]] = []
+        for own in self._lanes.values():
+            own.due_again(now)
+            if own.to_open and not own.leaving and not self._gates[own.lane.destination].held(now):
+                wanted += [(own, key) for key in own.to_open]
+                own.to_open = set()
+        if not wanted:
+            return
+        try:
+            rows = await self._outbox.next_of_keys([(own.lane.number, key) for own, key in wanted])
+        except BaseException:
+            for own, key in wanted:
+                own.to_open.add(key)
+            raise
+        found = {(row.lane, row.key): row for row in rows}
+        for own, key in wanted:
+            own.opened(key, found.get((own.lane.number, key)), self._clock.now())
+        self._bury_orphans(rows)
+
+    async def _read_once(self) -> bool:
+        """True where there was more than there was room for."""
+        now = self._clock.now()
+        readings = {}
+        for own in self._lanes.values():
+            if self._gates[own.lane.destination].opens_at(now) is None and (reading := own.reading()):
+                readings[own.lane.number] = (own, reading)
+        if not readings or self._stopping:
+            return False
+        closed = {key for own, _ in readings.values() for key in own.closed}
+        rows = await self._outbox.read([reading for _, reading in readings.values()], list(closed))
+        by_lane: dict[int, list[Taken]] = {number: [] for number in readings}
+        for row in rows:
+            by_lane[row.lane].append(row)
+        for number, (own, reading) in readings.items():
+            own.take(reading, by_lane[number], self._clock.now())
+        self._bury_orphans(rows)
+        return any(own.wants_reading for own, _ in readings.values())
+
+    def _bury_orphans(self, rows: Iterable[Taken]) -> None:
+        """A row without its event cannot be delivered; it stays, and is an alarm."""
+        for row in rows:
+            if row.event is None:
+                self._metrics.orphans.inc()
+                log.error(LogEvent.PENDING_ORPHANED, event=str(row.event_id), lane=row.lane)
+
+    def _idle(self) -> float:
+        """Seconds until something is to be looked at without having been told."""
+        soonest = LONGEST_IDLE.total_seconds()
+        if self._timers:
+            soonest = min(soonest, self._timers[0][0] - time.monotonic())
+        for own in self._lanes.values():
+            if own.buffer:
+                soonest = min(soonest, self._gates[own.lane.destination].next_token_in() or soonest)
+        return max(0.0, soonest)
+
+    def _ring(self) -> None:
+        """Lanes whose time has come, or all of them after a while without any word."""
+        now = time.monotonic()
+        while self._timers and self._timers[0][0] <= now:
+            _, number = heapq.heappop(self._timers)
+            if own := self._lanes.get(number):
+                own.dirty = True
+        if not self._work.is_set():
+            for own in self._lanes.values():
+                own.dirty = True
+
+    def _at(self, when: datetime, lane: int) -> None:
+        """Look at this lane then."""
+        heapq.heappush(self._timers, (time.monotonic() + (when - self._clock.now()).total_seconds() + 0.001, lane))
+
+    # ── deliver ──────────────────────────────────────────────────────────────────────────────────
+
+    def _start(self) -> None:
+        """As many attempts as the gates let through, a turn for each lane."""
+        if self._stopping or self._settling_fails or not self._leased() or len(self._done) > LARGEST_SETTLE:
+            return
+        now = self._clock.now()
+        lanes = [own for own in self._lanes.values() if own.buffer]
+        rooms = {own.lane.destination: self._gates[own.lane.destination].room(now) for own in lanes}
+        while lanes:
+            going_on = []
+            for own in lanes:
+                if not rooms[own.lane.destination] or (own.careful and own.in_flight):
+                    continue
+                rooms[own.lane.destination] -= 1
+                taken = own.buffer.popleft()
+                if taken.event is None:
+                    continue
+                own.in_flight += 1
+                self._gates[own.lane.destination].started()
+                task = asyncio.create_task(self._attempt(own, taken))
+                self._attempts.add(task)
+                task.add_done_callback(self._attempts.discard)
+                if own.buffer:
+                    going_on.append(own)
+            lanes = going_on
+
+    async def _attempt(self, own: OwnedLane, taken: Taken) -> None:
+        """One try, from the lane to the settle; nothing that goes wrong in it is lost."""
+        target, gate = self._targets[own.lane.destination], self._gates[own.lane.destination]
+        outcome: Outcome | None = None
+        try:
+            if own.careful and await self._killed_too_often(own, taken, target):
+                return
+            assert taken.event is not None
+            delivery = delivery_of(taken, target.name, target.schedule.give_up)
+            age = self._clock.now() - taken.event.received_at
+            replayed = taken.attempts > 0 and taken.attempts == taken.spared
+            at, began = self._clock.now(), time.monotonic()
+            with self._tracing.attempt(
+                taken.event_id, target.name, delivery.attempt, taken.event.traceparent, age, replayed=replayed
+            ) as span:
+                if not self._leased():  # it slept: its successor may be at it
+                    return
+                outcome = await self._try(target, delivery)
+                decision = self._decide(target, taken, delivery, outcome)
+                span.ended(kind_of(outcome).word, failed=not isinstance(outcome, Pending) and decision.verdict != Verdict.DELIVERED)
+            took = timedelta(seconds=time.monotonic() - began)
+            self._done.append(_settlement(own, taken, target, outcome, decision, at, took, span.trace_id))
+        except Unavailable:
+            outcome = None
+        finally:
+            own.in_flight -= 1
+            self._ended(gate, target, own, taken, outcome)
+
+    async def _try(self, target: Target, delivery: Delivery) -> Outcome:
+        """Ask the connector; what it raises is a bug of ours (or its author's) and becomes a retry, with its stack."""
+        try:
+            async with asyncio.timeout((target.timeout + GRACE).total_seconds()):
+                outcome = await target.connector.deliver(delivery)
+                if isinstance(outcome, Unknown):
+                    return await target.connector.lookup(delivery) or outcome
+                return outcome
+        except TimeoutError:
+            return Unknown("no end of the attempt in time")
+        except Exception as error:
+            log.exception(LogEvent.DELIVERY_FAILED, event=str(delivery.event.id), destination=delivery.destination)
+            return Retry(f"bug: {type(error).__name__}")
+
+    def _decide(self, target: Target, taken: Taken, delivery: Delivery, outcome: Outcome) -> Decision:
+        return decide(
+            outcome,
+            schedule=target.schedule,
+            tries=taken.attempts + 1 - taken.spared,
+            now=self._clock.now(),
+            deadline=delivery.deadline,
+            repeatable=target.repeatable,
+            random=random,
+        )
+
+    def _ended(self, gate: Gate, target: Target, own: OwnedLane, taken: Taken, outcome: Outcome | None) -> None:
+        measure = gate.ended(outcome, self._clock.now(), first_wait=target.schedule.first)
+        if outcome is None:
+            if own.known.get(taken.event_id) is taken and not any(s.taken is taken for s in self._done):
+                own.forget(taken)
+        else:
+            self._metrics.attempts.labels(destination=target.name, outcome=kind_of(outcome).word).inc()
+        self._metrics.concurrency_limit.labels(destination=target.name).set(gate.limit)
+        self._metrics.breaker_open.labels(destination=target.name).set(gate.paused)
+        if measure is not None:
+            task = asyncio.create_task(self._tell_others(target, measure))
+            self._attempts.add(task)
+            task.add_done_callback(self._attempts.discard)
+        self._to_settle.set()
+        self._work.set()
+
+    async def _tell_others(self, target: Target, measure: BackOff | HoldForCause) -> None:
+        """Whoever owns the destination's lanes next treats it as we do.  It is a courtesy: our own gate knows already."""
+        with suppress(Unavailable):
+            match measure:
+                case BackOff(until=until):
+                    await self._outbox.leave_alone(target.number, until)
+                case HoldForCause(until=until, reason=reason):
+                    log.error(LogEvent.DESTINATION_HELD, destination=target.name, reason=reason, until=until.isoformat())
+                    await self._outbox.hold_for_cause(target.number, until, reason)
+
+    async def _killed_too_often(self, own: OwnedLane, taken: Taken, target: Target) -> bool:
+        """In careful mode: count before trying; what took down three processes is buried."""
+        kills = await self._outbox.suspect(taken)
+        if kills < KILLS:
+            return False
+        decision = Decision(verdict=Verdict.DEAD)
+        outcome = Unknown("killed the dispatcher")
+        now = self._clock.now()
+        self._done.append(_settlement(own, taken, target, outcome, decision, now, timedelta(0), None))
+        return True
+
+    # ── settle ───────────────────────────────────────────────────────────────────────────────────
+
+    async def _settle(self) -> None:
+        """A batch leaves as soon as the one before is written."""
+        while True:
+            await self._to_settle.wait()
+            self._to_settle.clear()
+            while self._done:
+                batch = self._done[:LARGEST_SETTLE]
+                try:
+                    settled = await self._outbox.settle(batch)
+                    left = await self._again([s for n, s in enumerate(batch) if n not in settled.done], settled)
+                    careful = [s.taken for s in batch if self._is_careful(s)]
+                    if careful:
+                        await self._outbox.clear(careful)
+                except Unavailable:
+                    self._settling_fails = True
+                    await asyncio.sleep(0.2)
+                    continue
+                self._settling_fails = False
+                self._done = left + self._done[len(batch) :]
+                for n, again in settled.done.items():
+                    self._settled(batch[n], again)
+                self._work.set()
+                if left:
+                    await asyncio.sleep(0.01)  # a lane that somebody holds: not at once again
+
+    def _is_careful(self, settlement: Settlement) -> bool:
+        own = self._lanes.get(settlement.lane)
+        return own is not None and own.careful > 0
+
+    def _settled(self, settlement: Settlement, again: datetime | None) -> None:
+        taken, name = settlement.taken, self._name(settlement.destination)
+        own = self._lanes.get(settlement.lane)
+        if own is not None and own.lane.epoch == settlement.epoch:
+            own.settled(taken, again)
+            if again is not None:
+                self._at(again, own.lane.number)
+        self._metrics.attempt_seconds.labels(destination=name).observe(settlement.took.total_seconds())
+        facts = {"event": str(taken.event_id), "destination": name, "attempt": taken.attempts + 1}
+        match settlement.verdict:
+            case Verdict.DELIVERED:
+                self._metrics.delivery_seconds.labels(destination=name).observe(
+                    (self._clock.now() - taken.owed_since).total_seconds()
+                )
+                log.debug(LogEvent.DELIVERY_SETTLED, outcome="delivered", **facts)
+            case Verdict.LATER:
+                assert again is not None
+                due_in = round((again - self._clock.now()).total_seconds(), 1)
+                log.info(LogEvent.DELIVERY_SETTLED, outcome="retry", reason=settlement.reason, due_in=due_in, **facts)
+            case Verdict.DEAD:
+                log.warning(LogEvent.DELIVERY_DEAD, cause=settlement.cause, **facts)
+                created = taken.event.traceparent if taken.event else None
+                self._tracing.note(SpanName.DEAD_LETTER, created, taken.event_id, {})
+
+    async def _again(self, unsettled: list[Settlement], settled: Settled) -> list[Settlement]:
+        """What could not be settled: fenced is forgotten, moved is looked for, skipped is tried again."""
+        fenced = [s for s in unsettled if (s.lane, s.epoch) not in settled.standing]
+        self._lose({Lane(s.lane, s.destination, s.epoch) for s in fenced if self._owns(s)})
+        ours = [s for s in unsettled if (s.lane, s.epoch) in settled.standing]
+        places = await self._outbox.places([s.taken for s in ours]) if ours else {}
+        left = []
+        for settlement in ours:
+            place = places.get((settlement.lane, settlement.taken.event_id))
+            if place is not None:
+                left.append(replace(settlement, taken=replace(settlement.taken, place=place)))
+            elif own := self._lanes.get(settlement.lane):
+                own.forget(settlement.taken)
+        return left
+
+    def _owns(self, settlement: Settlement) -> bool:
+        own = self._lanes.get(settlement.lane)
+        return own is not None and own.lane.epoch == settlement.epoch
+
+    def _name(self, destination: int) -> str:
+        target = self._targets.get(destination)
+        return target.name if target else str(destination)
+
+
+def _settlement(
+    own: OwnedLane,
+    taken: Taken,
+    target: Target,
+    outcome: Outcome,
+    decision: Decision,
+    at: datetime,
+    took: timedelta,
+    trace: UUID | None,
+) -> Settlement:
+    return Settlement(
+        lane=own.lane.number,
+        epoch=own.lane.epoch,
+        taken=taken,
+        destination=target.number,
+        verdict=decision.verdict,
+        delay=decision.delay,
+        spared=decision.spared,
+        outcome=kind_of(outcome),
+        status=outcome.status,
+        reason=_storable(getattr(outcome, "reason", None)),
+        receipt=_storable(getattr(outcome, "receipt", None)),
+        at=at,
+        took=took,
+        trace=trace,
+        cause=cause_of(target.name, outcome) if decision.verdict == Verdict.DEAD else None,
+    )
+
+
+def _storable(words: str | None) -> str | None:
+    """A connector is somebody else's code: what it says must not be able to stop a settle."""
+    return words and words[:300].replace("\0", "").encode(errors="replace").decode()
+
+
+def cause_of(destination: str, outcome: Outcome) -> str:
+    """What dead letters are grouped by: destination:outcome:code, the code a status or the reason's first words."""
+    reason: str = getattr(outcome, "reason", "")
+    code = str(outcome.status) if outcome.status is not None else re.sub(r"[^A-Za-z0-9._]+", "-", reason).strip("-")[:60]
+    return f"{destination}:{kind_of(outcome).word}:{code or 'none'}"

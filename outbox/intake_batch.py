@@ -1,0 +1,105 @@
+"""Group commit: requests that arrive together share one transaction, and each waits for it.
+
+A batch leaves the moment a connection is free, never on a timer: alone, a request waits for nobody; in a crowd,
+those that came while the last batch was being written are the next one.
+"""
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime
+
+import asyncpg
+
+from outbox.database import Unavailable
+from outbox.store import Arrival, Buckets, Outbox, Seen, Stored
+
+LARGEST = 500  # arrivals in one statement
+LONGEST_QUEUE = 10_000  # arrivals that may wait; beyond it the door says 503 before memory grows
+
+
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    arrival: Arrival
+    answer: asyncio.Future[Stored | Seen]
+
+
+class IntakeBatch:
+    """Stores arrivals; tells `wake` the lanes of what is new, and since when it is due."""
+
+    def __init__(
+        self,
+        outbox: Outbox,
+        *,
+        buckets: Callable[[], Buckets],
+        wake: Callable[[dict[int, datetime]], None],
+        sizes: Callable[[int], None],
+        connections: int = 2,
+    ) -> None:
+        self._outbox = outbox
+        self._buckets = buckets
+        self._wake = wake
+        self._sizes = sizes
+        self._free = connections
+        self._waiting: list[Waiting] = []
+        self._writing: set[asyncio.Task[None]] = set()
+
+    async def add(self, arrival: Arrival) -> Stored | Seen:
+        """Durable when it returns; raises Unavailable when that is not known."""
+        if len(self._waiting) >= LONGEST_QUEUE:
+            raise Unavailable("too many requests wait for the database")
+        answer: asyncio.Future[Stored | Seen] = asyncio.get_running_loop().create_future()
+        self._waiting.append(Waiting(arrival, answer))
+        if self._free:
+            self._free -= 1
+            task = asyncio.create_task(self._write())
+            self._writing.add(task)
+            task.add_done_callback(self._writing.discard)
+        return await answer
+
+    async def close(self) -> None:
+        """Whatever waits is written first."""
+        while self._writing:
+            await asyncio.wait(self._writing)
+
+    async def _write(self) -> None:
+        try:
+            while batch := self._next():
+                self._sizes(len(batch))
+                try:
+                    await self._store(batch)
+                except Exception as error:  # noqa: BLE001  whatever it is, each of the batch must hear it
+                    for waiting in batch:
+                        _fail(waiting, error)
+        finally:
+            self._free += 1
+
+    def _next(self) -> list[Waiting]:
+        batch, self._waiting = self._waiting[:LARGEST], self._waiting[LARGEST:]
+        return batch
+
+    async def _store(self, batch: list[Waiting]) -> None:
+        """On an error that is in the data, one by one: only the guilty one fails."""
+        try:
+            answers = await self._outbox.add([w.arrival for w in batch], self._buckets())
+        except (asyncpg.DataError, asyncpg.IntegrityConstraintViolationError) as error:
+            if len(batch) == 1:
+                _fail(batch[0], error)
+                return
+            for waiting in batch:
+                await self._store([waiting])
+            return
+        due: dict[int, datetime] = {}
+        for waiting, answer in zip(batch, answers, strict=True):
+            if not waiting.answer.done():  # its request may have gone away meanwhile
+                waiting.answer.set_result(answer)
+            if isinstance(answer, Stored) and answer.due_at is not None:
+                for debt in waiting.arrival.debts:
+                    due[debt.lane] = min(due.get(debt.lane, answer.due_at), answer.due_at)
+        if due:
+            self._wake(due)
+
+
+def _fail(waiting: Waiting, error: Exception) -> None:
+    if not waiting.answer.done():
+        waiting.answer.set_exception(error)

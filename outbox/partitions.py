@@ -1,0 +1,165 @@
+"""Partitions: made ahead, dropped when their days are over, never at the cost of those who write meanwhile.
+
+One partition a transaction, made beside its table and then attached, detached concurrently and then dropped, always
+with a short lock_timeout: the plain forms stop intake for as long as somebody's dump runs.
+"""
+
+import asyncio
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from random import random
+
+import asyncpg
+
+from outbox.database import Database, Unavailable
+from outbox.store import Buckets
+
+AHEAD = 7  # days for which events find a partition
+BORDER = timedelta(minutes=1)  # around it a dedup key goes into both buckets; far more than a statement may take
+PATIENCE = timedelta(milliseconds=200)  # how long a lock is waited for, each time
+TRIES = 50
+DAILY = ("events", "attempts")
+DAY = timedelta(days=1)
+
+
+@dataclass(frozen=True, slots=True)
+class Partition:
+    """Holds from `begins` up to `ends`; `leaving` when a detach was begun and not finished."""
+
+    name: str
+    begins: datetime
+    ends: datetime
+    leaving: bool
+
+
+class Partitions:
+    """Knows which partitions there are; whatever instant it speaks of is the database's."""
+
+    def __init__(self, database: Database, *, dedup: timedelta) -> None:
+        self._database = database
+        self._dedup = dedup
+        self._buckets: list[Partition] = []
+
+    async def ensure(self, now: datetime) -> dict[str, int]:
+        """Make what is missing of the days and buckets ahead; how many are there beyond the present one, by table."""
+        today = _midnight(now)
+        for table in DAILY:
+            there = {p.begins for p in await self.of(table)}
+            for day in (today + DAY * n for n in range(-1, AHEAD + 1)):
+                if day not in there:
+                    await self._make(table, Partition(f"{table}_{day:%Y%m%d}", day, day + DAY, leaving=False))
+        await self._ensure_buckets(today, now)
+        counted = {table: await self.of(table) for table in (*DAILY, "dedup")}
+        return {table: sum(p.begins > now for p in partitions) for table, partitions in counted.items()}
+
+    async def _ensure_buckets(self, today: datetime, now: datetime) -> None:
+        """The present bucket, the one before it from the very start, and one to come."""
+        buckets = await self.of("dedup")
+        if not buckets:
+            buckets = [await self._make_bucket(today - self._dedup, today)]
+        while sum(b.begins > now for b in buckets) < 1:
+            buckets.append(await self._make_bucket(buckets[-1].ends, buckets[-1].ends + self._dedup))
+        self._buckets = buckets
+
+    async def _make_bucket(self, begins: datetime, ends: datetime) -> Partition:
+        bucket = Partition(f"dedup_{begins:%Y%m%d%H%M}", begins, ends, leaving=False)
+        await self._make("dedup", bucket)
+        return bucket
+
+    def buckets(self, now: datetime) -> Buckets:
+        """Where dedup keys go at this instant."""
+        for before, current in zip(self._buckets, self._buckets[1:], strict=False):
+            if current.begins - BORDER <= now < current.ends - BORDER:
+                border = now < current.begins + BORDER
+                return Buckets(before=before.begins, current=current.begins, border=border)
+        raise RuntimeError(f"no dedup partition for {now:%Y-%m-%d %H:%M}: partitions were not made ahead")
+
+    async def of(self, table: str) -> list[Partition]:
+        """The partitions of a table, the oldest first."""
+        rows = await self._database.fetch(
+            """
+            SELECT c.relname AS name, pg_get_expr(c.relpartbound, c.oid) AS bound, i.inhdetachpending AS leaving
+              FROM pg_inherits AS i
+              JOIN pg_class AS c ON c.oid = i.inhrelid
+             WHERE i.inhparent = $1::regclass
+            """,
+            table,
+        )
+        return sorted((_partition(row) for row in rows), key=lambda p: p.begins)
+
+    async def _make(self, table: str, partition: Partition) -> None:
+        lower, upper = _bounds(table, partition)
+        column = "bucket" if table == "dedup" else "id" if table == "events" else "event_id"
+        await self._patiently(
+            f"""
+            CREATE TABLE IF NOT EXISTS {partition.name} (
+                LIKE {table} INCLUDING ALL,
+                CONSTRAINT {partition.name}_bounds CHECK ({column} >= '{lower}' AND {column} < '{upper}')
+            );
+            ALTER TABLE {table} ATTACH PARTITION {partition.name} FOR VALUES FROM ('{lower}') TO ('{upper}');
+            """,  # noqa: S608  names and bounds are made of dates, here
+            done_already=(asyncpg.ObjectNotInPrerequisiteStateError, asyncpg.WrongObjectTypeError),
+        )
+
+    async def drop(self, table: str, partition: Partition) -> None:
+        if not partition.leaving:
+            await self._patiently(f"ALTER TABLE {table} DETACH PARTITION {partition.name} CONCURRENTLY")
+        else:
+            await self._patiently(f"ALTER TABLE {table} DETACH PARTITION {partition.name} FINALIZE")
+        await self._patiently(f"DROP TABLE IF EXISTS {partition.name}")
+
+    async def drop_old_buckets(self, now: datetime) -> list[str]:
+        """Those before the one before the present one."""
+        present = self.buckets(now)
+        old = [p for p in await self.of("dedup") if p.ends <= present.before]
+        for partition in old:
+            await self.drop("dedup", partition)
+        return [p.name for p in old]
+
+    async def _patiently(self, sql: str, done_already: tuple[type[asyncpg.PostgresError], ...] = ()) -> None:
+        """Run it with a short lock_timeout, as often as it takes."""
+        for attempt in range(TRIES):
+            try:
+                async with self._database.connection() as connection:
+                    await connection.execute(f"SET lock_timeout = {PATIENCE // timedelta(milliseconds=1)}")
+                    try:
+                        await connection.execute(sql)
+                    finally:
+                        await connection.execute("RESET lock_timeout")
+            except Unavailable as error:
+                if attempt == TRIES - 1 or not isinstance(error.__cause__, asyncpg.LockNotAvailableError):
+                    raise
+                await asyncio.sleep(0.05 + random() * 0.2)  # noqa: S311  spread, not a secret
+            except done_already:
+                return
+            else:
+                return
+
+
+def _midnight(now: datetime) -> datetime:
+    return now.astimezone(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
+
+
+def _bounds(table: str, partition: Partition) -> Sequence[str]:
+    if table == "dedup":
+        return partition.begins.isoformat(), partition.ends.isoformat()
+    return _floor(partition.begins), _floor(partition.ends)
+
+
+def _floor(at: datetime) -> str:
+    """The least UUID of version 7 of an instant, as `event_floor` makes it."""
+    text = f"{round(at.timestamp() * 1000):012x}".ljust(32, "0")
+    return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
+
+
+def _partition(row: asyncpg.Record) -> Partition:
+    bounds = re.findall(r"'([^']+)'", row["bound"])
+    return Partition(row["name"], _instant(bounds[0]), _instant(bounds[1]), row["leaving"])
+
+
+def _instant(bound: str) -> datetime:
+    if re.fullmatch(r"[0-9a-f]{8}-[0-9a-f]{4}-.*", bound):
+        return datetime.fromtimestamp(int(bound.replace("-", "")[:12], 16) / 1000, UTC)
+    return datetime.fromisoformat(bound)

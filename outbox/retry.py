@@ -1,0 +1,81 @@
+"""When to ask again, and what an outcome means for its delivery; pure."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from enum import IntEnum
+from typing import assert_never
+
+from outbox.event import Blocked, Delivered, Duplicate, Outcome, Pending, Refused, Retry, Unknown
+
+LONGEST_WISH = timedelta(hours=24)  # a Retry-After beyond it is honoured up to it
+CONFIRM_BLOCKED = timedelta(seconds=5)  # a second try after this must say the same before a destination is held
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Schedule:
+    """Full-jitter exponential back-off: the n-th wait is anywhere between nothing and first × 2ⁿ⁻¹, at most cap."""
+
+    first: timedelta
+    cap: timedelta
+    give_up: timedelta
+
+
+class Verdict(IntEnum):
+    """What the settle does with a delivery's row."""
+
+    DELIVERED = 0
+    LATER = 1
+    DEAD = 2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Decision:
+    verdict: Verdict
+    delay: timedelta = timedelta(0)
+    spared: bool = False  # this try does not count towards back-off
+
+
+def decide(
+    outcome: Outcome,
+    *,
+    schedule: Schedule,
+    tries: int,
+    now: datetime,
+    deadline: datetime,
+    repeatable: bool,
+    random: Callable[[], float],
+) -> Decision:
+    """Judge one attempt.
+
+    `tries` counts those that back-off counts, this one included; `repeatable`: the partner keeps idempotency keys.
+    The deadline is judged here, after an attempt has failed, and nowhere else: what waited long in a hold
+    is tried once before it is given up.
+    """
+    match outcome:
+        case Delivered() | Duplicate():
+            return Decision(verdict=Verdict.DELIVERED)
+        case Refused():
+            return Decision(verdict=Verdict.DEAD)
+        case Pending(until=until):
+            return Decision(verdict=Verdict.LATER, delay=max(until - now, timedelta(0)), spared=True)
+        case Blocked():
+            return Decision(verdict=Verdict.LATER, delay=CONFIRM_BLOCKED, spared=True)
+        case Unknown() if not repeatable:
+            return Decision(verdict=Verdict.DEAD)
+        case Retry() | Unknown():
+            if now >= deadline:
+                return Decision(verdict=Verdict.DEAD)
+            asked = outcome.after if isinstance(outcome, Retry) else None
+            wait = wait_for(schedule, tries=tries, asked=asked, random=random)
+            spared = isinstance(outcome, Retry) and outcome.whole_destination
+            return Decision(verdict=Verdict.LATER, delay=min(wait, deadline - now), spared=spared)
+    assert_never(outcome)
+
+
+def wait_for(schedule: Schedule, *, tries: int, asked: timedelta | None, random: Callable[[], float]) -> timedelta:
+    """The n-th wait; what the destination asked for is the least, spread by up to the first wait on top."""
+    if asked is not None:
+        return min(max(asked, timedelta(0)), LONGEST_WISH) + schedule.first * random()
+    doublings = min(max(tries, 1) - 1, 40)
+    return min(schedule.cap, schedule.first * 2**doublings) * random()

@@ -1,0 +1,756 @@
+"""The outbox: every query that changes it.
+
+Three doors: `add` for what was accepted, `lease` (and `read`) for who delivers it, `settle` for what came of it.
+Each is one statement in autocommit, so that a program that stalls never holds a lock that another one needs.
+Locks are taken in the order lanes, pending, the rest.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from enum import IntEnum
+from hashlib import blake2b
+from uuid import UUID
+
+import msgspec
+from asyncpg import Record
+
+from outbox.database import Database
+from outbox.event import Delivery, Event
+from outbox.retry import Verdict
+
+WAKE = "sluicegate_wake"  # a notification: "lane@microseconds,lane@microseconds" since the epoch, or only "lane"
+DESTINATIONS = "sluicegate_destinations"  # a notification: a hold began or ended
+ALIVE = 0x51C0  # the class of the advisory locks that say: this dispatcher's process lives
+
+
+class Tally(IntEnum):
+    """What the books count; the numbers are on disk and stay."""
+
+    UNROUTED = 0
+    ROUTED = 1
+    OWED = 2
+    DELIVERED = 3
+    DEAD = 4
+    DISCARDED = 5
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Destination:
+    """A destination as the database knows it; `lanes` by shard.  How many there are is frozen when it is made."""
+
+    id: int
+    name: str
+    lanes: tuple[int, ...]
+
+    def place(self, event: UUID, subject: str | None, *, ordered: bool) -> tuple[int, int | None]:
+        """The lane of a delivery, and the key that keeps its subject in order (None: no order)."""
+        if not ordered or subject is None:
+            return self.lanes[event.int % len(self.lanes)], None
+        key = order_key(subject)
+        return self.lanes[key % len(self.lanes)], key
+
+
+def order_key(subject: str) -> int:
+    """The hash `blake2b-64` of the table `destinations`: signed, big-endian.
+
+    Frozen, for a row that waits was placed by it: `purchase.order/42` is 229428313676700422.
+    """
+    return int.from_bytes(blake2b(subject.encode(), digest_size=8).digest(), "big", signed=True)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Debt:
+    """One delivery that an event owes from the start."""
+
+    lane: int
+    destination: int
+    key: int | None
+    give_up: timedelta | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Arrival:
+    """An event at the door, with all that is written of it in one statement."""
+
+    event: Event
+    data: str  # event.data as JSON
+    same: UUID  # keyed digest of what makes two posts the same event
+    digest: UUID  # keyed digest of the raw body
+    debts: tuple[Debt, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """It is new, and durable."""
+
+    event: UUID
+    due_at: datetime | None  # of its deliveries; None where it owes none
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """It was there: this is the first one, and the digest of the body that it came with."""
+
+    event: UUID
+    digest: UUID | None  # None where the first has outlived its retention
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Buckets:
+    """Where the dedup keys of this minute go: into `current`, after a look into `before`.
+
+    Near the border between two buckets the key goes into both, first into `before` and, if it won that, into `current`:
+    so two gateways whose clocks disagree about the border still agree about the key.
+    """
+
+    before: datetime
+    current: datetime
+    border: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Lane:
+    """A lane that a dispatcher leased; the epoch is its fence."""
+
+    number: int
+    destination: int
+    epoch: int
+    vanished: bool = False  # its owner before did not give it back
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reading:
+    """Read this lane from behind (`due_at`, `event`), at most `room` rows."""
+
+    lane: int
+    due_at: datetime
+    event: UUID
+    room: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Taken:
+    """A delivery as it was read, and where from."""
+
+    lane: int
+    place: tuple[int, int]  # the row's ctid
+    event: Event | None  # None: the row has no event, which is an alarm
+    event_id: UUID
+    due_at: datetime
+    owed_since: datetime
+    key: int | None
+    not_before: datetime | None
+    give_up: timedelta | None
+    attempts: int
+    spared: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settlement:
+    """What came of one attempt, to be written."""
+
+    lane: int
+    epoch: int
+    taken: Taken
+    destination: int
+    verdict: Verdict
+    delay: timedelta
+    spared: bool
+    outcome: int
+    status: int | None
+    reason: str | None
+    receipt: str | None
+    at: datetime
+    took: timedelta
+    trace: UUID | None
+    cause: str | None  # of a dead letter
+
+
+@dataclass(frozen=True, slots=True)
+class Settled:
+    """`done` by position in what was given, with when the retries are due; `standing`: the epochs that still hold."""
+
+    done: Mapping[int, datetime | None]
+    standing: frozenset[tuple[int, int]]
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """How a destination stands: held until then, or to be left alone until then."""
+
+    held_until: datetime | None
+    held_by: str | None
+    not_before: datetime | None
+
+
+class Outbox:
+    """Deliveries that still have somewhere to go.
+
+    `intake` writes what arrives; `dispatch` has its plans pinned, since on a queue that was analysed
+    while it was empty Postgres changes its mind otherwise.
+    """
+
+    def __init__(self, *, intake: Database, dispatch: Database) -> None:
+        self._intake = intake
+        self._dispatch = dispatch
+
+    # ── add ──────────────────────────────────────────────────────────────────────────────────────
+
+    async def add(self, arrivals: Sequence[Arrival], buckets: Buckets) -> list[Stored | Seen]:
+        """Store what is new, in one transaction; recognise what is not.
+
+        Raises Unavailable when Postgres cannot say; then it is unknown whether the arrivals were stored.
+        """
+        answers: dict[UUID, Stored | Seen] = {}
+        waiting = list(arrivals)
+        while waiting:
+            new, due_at = await self._insert(waiting, buckets)
+            answers |= {
+                a.event.id: Stored(a.event.id, due_at if a.debts else None) for a in waiting if a.event.id in new
+            }
+            lost = [a for a in waiting if a.event.id not in new]
+            first = await self._firsts(lost, buckets) if lost else {}
+            answers |= {a.event.id: first[a.same] for a in lost if a.same in first}
+            waiting = [
+                a for a in lost if a.same not in first
+            ]  # the first one's transaction was undone: now we are first
+        return [answers[a.event.id] for a in arrivals]
+
+    async def _insert(self, arrivals: Sequence[Arrival], buckets: Buckets) -> tuple[set[UUID], datetime | None]:
+        """The one statement of intake.
+
+        `due_at` is read off the clock after the dedup keys are in, so that it is never older than the
+        moment its transaction showed itself as a writer: sweeps rely on it.
+        """
+        events = [a.event for a in arrivals]
+        owing = [(a.event.id, debt) for a in arrivals for debt in a.debts]
+        row = await self._intake.fetchrow(
+            """
+            WITH arrived AS MATERIALIZED (
+                SELECT *
+                  FROM unnest($1::uuid[], $2::text[], $3::text[], $4::text[], $5::text[], $6::timestamptz[],
+                              $7::timestamptz[], $8::text[], $9::text[], $10::int[], $11::uuid[], $12::text[],
+                              $13::json[], $14::uuid[])
+                  WITH ORDINALITY
+                    AS a (id, source, type, subject, facility, time,
+                          received_at, traceparent, policy, policy_version, digest, owed,
+                          data, same, ord)
+            ), won_before AS (
+                INSERT INTO dedup (bucket, key, event_id)
+                SELECT $20, same, id
+                  FROM arrived
+                 WHERE $22
+                 ORDER BY same, ord
+                    ON CONFLICT DO NOTHING
+                RETURNING event_id
+            ), won AS (
+                INSERT INTO dedup (bucket, key, event_id)
+                SELECT $21, same, id
+                  FROM arrived
+                 WHERE CASE WHEN $22
+                            THEN id = ANY (ARRAY(SELECT event_id FROM won_before))
+                            ELSE NOT EXISTS (SELECT FROM dedup AS old WHERE old.bucket = $20 AND old.key = arrived.same)
+                       END
+                 ORDER BY same, ord
+                    ON CONFLICT DO NOTHING
+                RETURNING event_id
+            ), new AS MATERIALIZED (
+                SELECT *
+                  FROM arrived
+                 WHERE id = ANY (ARRAY(SELECT event_id FROM won))
+            ), stored AS (
+                INSERT INTO events (id, source, type, subject, facility, time, received_at, traceparent,
+                                    policy, policy_version, digest, owed, data)
+                SELECT id, source, type, subject, facility, time, received_at, traceparent,
+                       policy, policy_version, digest, owed::smallint[], data
+                  FROM new
+            ), owing AS (
+                INSERT INTO pending (event_id, lane, key, give_up, due_at, owed_since)
+                SELECT o.event_id, o.lane, o.key, o.give_up, clock_timestamp(), clock_timestamp()
+                  FROM unnest($15::uuid[], $16::int[], $17::bigint[], $18::int[]) AS o (event_id, lane, key, give_up)
+                 WHERE o.event_id = ANY (ARRAY(SELECT event_id FROM won))
+                RETURNING due_at
+            ), counted AS (
+                INSERT INTO tally (day, what, destination, n)
+                SELECT event_day(id), CASE WHEN owed = '{}' THEN 0 ELSE 1 END, 0, count(*)
+                  FROM new
+                 GROUP BY 1, 2
+                UNION ALL
+                SELECT event_day(o.event_id), 2, o.destination, count(*)
+                  FROM unnest($15::uuid[], $19::smallint[]) AS o (event_id, destination)
+                 WHERE o.event_id = ANY (ARRAY(SELECT event_id FROM won))
+                 GROUP BY 1, 2, 3
+            )
+            SELECT ARRAY(SELECT event_id FROM won) AS new, (SELECT min(due_at) FROM owing) AS due_at
+            """,
+            [e.id for e in events],
+            [e.source for e in events],
+            [e.type for e in events],
+            [e.subject for e in events],
+            [e.facility for e in events],
+            [e.time for e in events],
+            [e.received_at for e in events],
+            [e.traceparent for e in events],
+            [e.policy for e in events],
+            [e.policy_version for e in events],
+            [a.digest for a in arrivals],
+            ["{" + ",".join(str(debt.destination) for debt in a.debts) + "}" for a in arrivals],
+            [a.data for a in arrivals],
+            [a.same for a in arrivals],
+            [event for event, _ in owing],
+            [debt.lane for _, debt in owing],
+            [debt.key for _, debt in owing],
+            [None if debt.give_up is None else max(1, round(debt.give_up.total_seconds())) for _, debt in owing],
+            [debt.destination for _, debt in owing],
+            buckets.before,
+            buckets.current,
+            buckets.border,
+        )
+        assert row is not None
+        return set(row["new"]), row["due_at"]
+
+    async def _firsts(self, lost: Sequence[Arrival], buckets: Buckets) -> dict[UUID, Seen]:
+        """Who came first, by dedup key; the newest bucket speaks."""
+        rows = await self._intake.fetch(
+            """
+            SELECT DISTINCT ON (d.key) d.key, d.event_id, coalesce(e.digest, c.digest) AS digest
+              FROM dedup AS d
+              LEFT JOIN events AS e ON e.id = d.event_id
+              LEFT JOIN carried_events AS c ON c.id = d.event_id
+             WHERE d.bucket IN ($2, $3)
+               AND d.key = ANY ($1::uuid[])
+             ORDER BY d.key, d.bucket DESC
+            """,
+            [a.same for a in lost],
+            buckets.before,
+            buckets.current,
+        )
+        return {row["key"]: Seen(row["event_id"], row["digest"]) for row in rows}
+
+    # ── lease ────────────────────────────────────────────────────────────────────────────────────
+
+    async def register(self, name: str, lease: timedelta) -> int:
+        """A dispatcher introduces itself; its number is the owner of lanes."""
+        number: int = await self._dispatch.fetchval(
+            "INSERT INTO dispatchers (name, lease_until) VALUES ($1, clock_timestamp() + $2) RETURNING id", name, lease
+        )
+        return number
+
+    async def beat(self, dispatcher: int, lease: timedelta) -> list[int] | None:
+        """Renew the lease; the dispatchers that live, in order.  None: ours was struck off, register again.
+
+        One lives whose lease runs and whose process still holds its advisory lock: one that was killed is known
+        at once, and the lease is for the one that hangs.
+        """
+        rows = await self._dispatch.fetch(
+            """
+            WITH mine AS (
+                UPDATE dispatchers
+                   SET lease_until = clock_timestamp() + $2
+                 WHERE id = $1
+                RETURNING id
+            ), struck AS (
+                DELETE FROM dispatchers
+                 WHERE lease_until < clock_timestamp() - interval '1 minute'
+                   AND id <> $1
+            )
+            SELECT id FROM mine
+             UNION
+            SELECT id FROM living_dispatchers WHERE EXISTS (SELECT FROM mine)
+             ORDER BY id
+            """,
+            dispatcher,
+            lease,
+        )
+        return [row["id"] for row in rows] or None
+
+    async def lease(self, dispatcher: int, destinations: Sequence[int], most: int) -> list[Lane]:
+        """Take over lanes that nobody owns who lives, `most` of them; each gets a new epoch."""
+        rows = await self._dispatch.fetch(
+            """
+            WITH free AS MATERIALIZED (
+                SELECT lane, owner
+                  FROM lanes
+                 WHERE destination = ANY ($2::smallint[])
+                   AND (owner IS NULL OR owner NOT IN (SELECT id FROM living_dispatchers))
+                 ORDER BY lane
+                 LIMIT $3
+                   FOR UPDATE SKIP LOCKED
+            )
+            UPDATE lanes
+               SET owner = $1, epoch = epoch + 1
+              FROM free
+             WHERE lanes.lane = free.lane
+            RETURNING lanes.lane, lanes.destination, lanes.epoch, free.owner IS NOT NULL AS vanished
+            """,
+            dispatcher,
+            list(destinations),
+            most,
+        )
+        return [Lane(row["lane"], row["destination"], row["epoch"], row["vanished"]) for row in rows]
+
+    async def owned(self, dispatcher: int) -> set[tuple[int, int]]:
+        """The (lane, epoch) that are still this dispatcher's."""
+        rows = await self._dispatch.fetch("SELECT lane, epoch FROM lanes WHERE owner = $1", dispatcher)
+        return {(row["lane"], row["epoch"]) for row in rows}
+
+    async def give_back(self, lanes: Sequence[Lane]) -> None:
+        """Nothing of these is in flight: whoever wants them may take them, without careful mode."""
+        await self._dispatch.execute(
+            """
+            UPDATE lanes
+               SET owner = NULL
+              FROM unnest($1::int[], $2::bigint[]) AS given (lane, epoch)
+             WHERE (lanes.lane, lanes.epoch) = (given.lane, given.epoch)
+            """,
+            [lane.number for lane in lanes],
+            [lane.epoch for lane in lanes],
+        )
+
+    async def leave(self, dispatcher: int) -> None:
+        await self._dispatch.execute("DELETE FROM dispatchers WHERE id = $1", dispatcher)
+
+    # ── read ─────────────────────────────────────────────────────────────────────────────────────
+
+    async def read(self, readings: Sequence[Reading], closed: Sequence[int]) -> list[Taken]:
+        """What is due in these lanes, in the order of their queues, past the keys that are closed.
+
+        A row in order comes even when its `not_before` is not reached: its owner must know that its key is closed.
+        """
+        rows = await self._dispatch.fetch(
+            """
+            SELECT p.*, e.*
+              FROM unnest($1::int[], $2::timestamptz[], $3::uuid[], $4::int[]) AS wanted (lane, due_at, event_id, room)
+             CROSS JOIN LATERAL (
+                   SELECT p.ctid AS place, p.lane, p.event_id, p.due_at, p.owed_since, p.key, p.not_before, p.give_up,
+                          p.attempts, p.spared
+                     FROM pending AS p
+                    WHERE p.lane = wanted.lane
+                      AND p.due_at <= clock_timestamp()
+                      AND (p.due_at, p.event_id) > (wanted.due_at, wanted.event_id)
+                      AND (p.key IS NULL OR p.key <> ALL ($5::bigint[]))
+                    ORDER BY p.due_at, p.event_id
+                    LIMIT wanted.room
+                   ) AS p
+              LEFT JOIN events AS e ON e.id = p.event_id
+            """,
+            [r.lane for r in readings],
+            [r.due_at for r in readings],
+            [r.event for r in readings],
+            [r.room for r in readings],
+            list(closed),
+        )
+        return await self._taken(rows)
+
+    async def next_of_keys(self, keys: Sequence[tuple[int, int]]) -> list[Taken]:
+        """The first in the queue of each (lane, key)."""
+        rows = await self._dispatch.fetch(
+            """
+            SELECT p.*, e.*
+              FROM unnest($1::int[], $2::bigint[]) AS wanted (lane, key)
+             CROSS JOIN LATERAL (
+                   SELECT p.ctid AS place, p.lane, p.event_id, p.due_at, p.owed_since, p.key, p.not_before, p.give_up,
+                          p.attempts, p.spared
+                     FROM pending AS p
+                    WHERE p.lane = wanted.lane
+                      AND p.key = wanted.key
+                      AND p.due_at <= clock_timestamp()
+                    ORDER BY p.due_at, p.event_id
+                    LIMIT 1
+                   ) AS p
+              LEFT JOIN events AS e ON e.id = p.event_id
+            """,
+            [lane for lane, _ in keys],
+            [key for _, key in keys],
+        )
+        return await self._taken(rows)
+
+    async def _taken(self, rows: Sequence[Record]) -> list[Taken]:
+        """Rows with their events; one that has none may have been carried over when its partition was dropped."""
+        lacking = [row["event_id"] for row in rows if row["id"] is None]
+        carried: dict[UUID, Record] = {}
+        if lacking:
+            found = await self._dispatch.fetch("SELECT * FROM carried_events WHERE id = ANY ($1::uuid[])", lacking)  # fmt: skip
+            carried = {row["id"]: row for row in found}
+        return [_taken(row, row if row["id"] is not None else carried.get(row["event_id"])) for row in rows]
+
+    async def oldest_writer(self) -> datetime:
+        """Whatever is not visible now will have a `due_at` after this.
+
+        A row's `due_at` is read off the clock when its transaction is known as a writer, so a transaction that is
+        not one yet will write later than now.
+        """
+        at: datetime = await self._dispatch.fetchval(
+            """
+            SELECT least(
+                   clock_timestamp(),
+                   (SELECT min(xact_start)
+                      FROM pg_stat_activity
+                     WHERE backend_xid IS NOT NULL
+                       AND datname = current_database()),
+                   (SELECT min(prepared)
+                      FROM pg_prepared_xacts
+                     WHERE database = current_database())
+                   ) - interval '1 second'
+            """
+        )
+        return at
+
+    # ── settle ───────────────────────────────────────────────────────────────────────────────────
+
+    async def settle(self, done: Sequence[Settlement]) -> Settled:
+        """Write what came of these, for those that still stand where they were taken from, while their lane is ours.
+
+        A dispatcher that slept through its lease learns it here (its epoch does not stand), before it can undo the
+        work of its successor.  A lane that somebody has locked is skipped: its epoch stands, settle it again.
+        """
+        row = await self._dispatch.fetchrow(
+            """
+            WITH given AS MATERIALIZED (
+                SELECT *
+                  FROM unnest($1::int[], $2::bigint[], $3::tid[], $4::uuid[], $5::int[],
+                              $6::smallint[], $7::smallint[], $8::interval[], $9::int[],
+                              $10::smallint[], $11::smallint[], $12::text[], $13::text[],
+                              $14::timestamptz[], $15::int[], $16::uuid[], $17::text[])
+                  WITH ORDINALITY
+                    AS g (lane, epoch, place, event_id, attempts,
+                          destination, verdict, delay, spare,
+                          outcome, status, reason, receipt,
+                          at, took_ms, trace_id, cause, ord)
+            ), fence AS MATERIALIZED (
+                SELECT lane, carried_below
+                  FROM lanes
+                 WHERE (lane, epoch) IN (SELECT lane, epoch FROM given)
+                   FOR SHARE SKIP LOCKED
+            ), ours AS MATERIALIZED (
+                SELECT given.*, given.event_id < (SELECT carried_below FROM fence ORDER BY carried_below DESC LIMIT 1) AS carried
+                  FROM given
+                 WHERE lane = ANY (ARRAY(SELECT lane FROM fence))
+            ), gone AS (
+                DELETE FROM pending AS p
+                 USING ours
+                 WHERE p.ctid = ours.place
+                   AND (p.event_id, p.lane, p.attempts) = (ours.event_id, ours.lane, ours.attempts)
+                   AND ours.verdict <> 1
+                RETURNING ours.*, p.key, p.give_up, NULL::timestamptz AS again
+            ), later AS (
+                UPDATE pending AS p
+                   SET attempts = p.attempts + 1,
+                       spared = p.spared + ours.spare,
+                       due_at = CASE WHEN p.key IS NULL THEN clock_timestamp() + ours.delay ELSE p.due_at END,
+                       not_before = CASE WHEN p.key IS NULL THEN NULL ELSE clock_timestamp() + ours.delay END
+                  FROM ours
+                 WHERE p.ctid = ours.place
+                   AND (p.event_id, p.lane, p.attempts) = (ours.event_id, ours.lane, ours.attempts)
+                   AND ours.verdict = 1
+                RETURNING ours.*, p.key, p.give_up, coalesce(p.not_before, p.due_at) AS again
+            ), settled AS MATERIALIZED (
+                SELECT * FROM gone
+                 UNION ALL
+                SELECT * FROM later
+            ), told AS (
+                INSERT INTO attempts (event_id, destination, number, at, outcome, status, took_ms, trace_id, reason, receipt)
+                SELECT event_id, destination, attempts + 1, at, outcome, status, took_ms, trace_id, reason, receipt
+                  FROM settled
+                 WHERE NOT carried
+                    ON CONFLICT DO NOTHING
+            ), told_of_carried AS (
+                INSERT INTO carried_attempts (event_id, destination, number, at, outcome, status, took_ms, trace_id, reason, receipt)
+                SELECT event_id, destination, attempts + 1, at, outcome, status, took_ms, trace_id, reason, receipt
+                  FROM settled
+                 WHERE carried
+                    ON CONFLICT DO NOTHING
+            ), buried AS (
+                INSERT INTO dead_letters (event_id, destination, cause, outcome, status, reason, attempts, lane, key, give_up)
+                SELECT event_id, destination, cause, outcome, status, reason, attempts + 1, lane, key, give_up
+                  FROM settled
+                 WHERE verdict = 2
+            ), counted AS (
+                INSERT INTO tally (day, what, destination, n)
+                SELECT event_day(event_id), CASE verdict WHEN 0 THEN 3 ELSE 4 END, destination, count(*)
+                  FROM settled
+                 WHERE verdict <> 1
+                 GROUP BY 1, 2, 3
+            )
+            SELECT ARRAY(SELECT ord FROM settled ORDER BY ord) AS ords,
+                   ARRAY(SELECT again FROM settled ORDER BY ord) AS again,
+                   ARRAY(SELECT (l.lane, l.epoch) FROM lanes AS l WHERE l.lane = ANY ($1)) AS standing
+            """,
+            [s.lane for s in done],
+            [s.epoch for s in done],
+            [s.taken.place for s in done],
+            [s.taken.event_id for s in done],
+            [s.taken.attempts for s in done],
+            [s.destination for s in done],
+            [s.verdict for s in done],
+            [s.delay for s in done],
+            [int(s.spared) for s in done],
+            [s.outcome for s in done],
+            [s.status for s in done],
+            [s.reason for s in done],
+            [s.receipt for s in done],
+            [s.at for s in done],
+            [round(s.took / timedelta(milliseconds=1)) for s in done],
+            [s.trace for s in done],
+            [s.cause for s in done],
+        )
+        assert row is not None
+        return Settled(
+            done={ord_ - 1: again for ord_, again in zip(row["ords"], row["again"], strict=True)},
+            standing=frozenset((lane, epoch) for lane, epoch in row["standing"]),
+        )
+
+    async def places(self, taken: Sequence[Taken]) -> dict[tuple[int, UUID], tuple[int, int]]:
+        """Where the rows of these stand now, by (lane, event): a vacuum or another hand may have moved them."""
+        rows = await self._dispatch.fetch(
+            """
+            SELECT p.lane, p.event_id, p.ctid AS place
+              FROM unnest($1::uuid[], $2::int[], $3::int[]) AS wanted (event_id, lane, attempts)
+              JOIN pending AS p
+                ON (p.event_id, p.lane, p.attempts) = (wanted.event_id, wanted.lane, wanted.attempts)
+            """,
+            [t.event_id for t in taken],
+            [t.lane for t in taken],
+            [t.attempts for t in taken],
+        )
+        return {(row["lane"], row["event_id"]): row["place"] for row in rows}
+
+    # ── careful mode ─────────────────────────────────────────────────────────────────────────────
+
+    async def suspect(self, taken: Taken) -> int:
+        """Write down that this one is about to be tried; how often it was, and nobody lived to tell."""
+        kills: int = await self._dispatch.fetchval(
+            """
+            INSERT INTO suspects AS s (event_id, lane)
+            VALUES ($1, $2)
+                ON CONFLICT (event_id, lane) DO UPDATE SET kills = s.kills + 1
+            RETURNING kills
+            """,
+            taken.event_id,
+            taken.lane,
+        )
+        return kills
+
+    async def clear(self, cleared: Sequence[Taken]) -> None:
+        await self._dispatch.execute(
+            """
+            DELETE FROM suspects AS s
+             USING unnest($1::uuid[], $2::int[]) AS cleared (event_id, lane)
+             WHERE (s.event_id, s.lane) = (cleared.event_id, cleared.lane)
+            """,
+            [t.event_id for t in cleared],
+            [t.lane for t in cleared],
+        )
+
+    # ── destinations ─────────────────────────────────────────────────────────────────────────────
+
+    async def ensure_destinations(self, shards: Mapping[str, int]) -> dict[str, Destination]:
+        """Make those that are new, with their lanes; how many lanes one has stays as it was made."""
+        await self._intake.execute(
+            """
+            WITH made AS (
+                INSERT INTO destinations (name, shards)
+                SELECT name, shards
+                  FROM unnest($1::text[], $2::smallint[]) AS wanted (name, shards)
+                 WHERE name NOT IN (SELECT name FROM destinations)
+                 ORDER BY name
+                    ON CONFLICT (name) DO NOTHING
+                RETURNING id, shards
+            )
+            INSERT INTO lanes (destination, shard, carried_below)
+            SELECT id, shard, coalesce((SELECT carried_below FROM lanes ORDER BY carried_below DESC LIMIT 1), event_floor('epoch'))
+              FROM made, generate_series(0, shards - 1) AS shard
+             ORDER BY id, shard
+            """,
+            list(shards),
+            list(shards.values()),
+        )
+        rows = await self._intake.fetch(
+            """
+            SELECT d.id, d.name, array_agg(l.lane ORDER BY l.shard) AS lanes
+              FROM destinations AS d
+              JOIN lanes AS l ON l.destination = d.id
+             WHERE d.name = ANY ($1::text[])
+             GROUP BY d.id
+            """,
+            list(shards),
+        )
+        return {row["name"]: Destination(id=row["id"], name=row["name"], lanes=tuple(row["lanes"])) for row in rows}
+
+    async def standings(self) -> dict[int, Standing]:
+        """The destinations that are held or to be left alone, by number."""
+        rows = await self._dispatch.fetch(
+            """
+            SELECT id, held_until, held_by, not_before
+              FROM destinations
+             WHERE held_until > clock_timestamp()
+                OR not_before > clock_timestamp()
+            """
+        )
+        return {row["id"]: Standing(row["held_until"], row["held_by"], row["not_before"]) for row in rows}
+
+    async def leave_alone(self, destination: int, until: datetime) -> None:
+        """The whole destination backs off, for whoever owns its lanes next, too."""
+        await self._dispatch.execute("UPDATE destinations SET not_before = $2 WHERE id = $1", destination, until)
+
+    async def hold_for_cause(self, destination: int, until: datetime, reason: str) -> None:
+        """The program holds a destination that is blocked; it never touches a person's hold."""
+        await self._dispatch.execute(
+            """
+            UPDATE destinations
+               SET held_until = $2, held_by = 'program', held_reason = $3
+             WHERE id = $1
+               AND (held_until IS NULL OR held_until < clock_timestamp() OR held_by = 'program')
+            """,
+            destination,
+            until,
+            reason,
+        )
+
+    async def notify(self, channel: str, payload: str) -> None:
+        await self._dispatch.execute("SELECT pg_notify($1, $2)", channel, payload)
+
+
+def _taken(row: Record, event: Record | None) -> Taken:
+    return Taken(
+        lane=row["lane"],
+        place=row["place"],
+        event=None if event is None else event_of(event),
+        event_id=row["event_id"],
+        due_at=row["due_at"],
+        owed_since=row["owed_since"],
+        key=row["key"],
+        not_before=row["not_before"],
+        give_up=None if row["give_up"] is None else timedelta(seconds=row["give_up"]),
+        attempts=row["attempts"],
+        spared=row["spared"],
+    )
+
+
+def event_of(row: Record) -> Event:
+    """A row of `events` as what it means."""
+    return Event(
+        id=row["id"],
+        source=row["source"],
+        type=row["type"],
+        subject=row["subject"],
+        facility=row["facility"],
+        time=row["time"],
+        data=msgspec.json.decode(row["data"]),
+        policy=row["policy"],
+        policy_version=row["policy_version"],
+        received_at=row["received_at"],
+        traceparent=row["traceparent"],
+    )
+
+
+def delivery_of(taken: Taken, destination: str, give_up: timedelta) -> Delivery:
+    """What a connector is handed."""
+    assert taken.event is not None
+    return Delivery(
+        event=taken.event,
+        destination=destination,
+        attempt=taken.attempts + 1,
+        deadline=taken.owed_since + (taken.give_up or give_up),
+    )

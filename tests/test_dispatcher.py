@@ -1,0 +1,134 @@
+"""What the dispatcher promises, on a real Postgres."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from datetime import timedelta
+
+import pytest_asyncio
+
+from outbox.event import Delivered, Delivery, Outcome, Refused, Retry
+from tests.house import House, Partner, house_on, until
+
+
+@pytest_asyncio.fixture
+async def house(dsn: str) -> AsyncIterator[House]:
+    async with house_on(dsn) as house:
+        yield house
+
+
+async def test_what_was_accepted_is_delivered_and_owed_no_more(house: House) -> None:
+    await house.destination("ledger")
+    partner = Partner()
+    async with house.dispatching(house.target("ledger", partner)):
+        event = await house.accept("ledger")
+        await house.drained()
+    assert [delivery.event.id for delivery in partner.asked] == [event]
+    assert await house.count("attempts") == 1
+
+
+async def test_a_thousand_are_each_delivered_once(house: House) -> None:
+    await house.destination("ledger")
+    partner = Partner()
+    events = set()
+    async with house.dispatching(house.target("ledger", partner)):
+        for _ in range(10):
+            arrivals = [house.arrival("ledger") for _ in range(100)]
+            answers = await house.outbox.add(arrivals, house.buckets())
+            events |= {answer.event for answer in answers}
+        await house.drained(20)
+    assert len(partner.asked) == 1000
+    assert {delivery.event.id for delivery in partner.asked} == events
+
+
+async def test_a_retry_waits_and_counts_its_attempts(house: House) -> None:
+    await house.destination("shaky")
+    partner = Partner(lambda delivery: Retry("busy", status=503) if delivery.attempt < 3 else Delivered(status=200))
+    async with house.dispatching(house.target("shaky", partner)):
+        await house.accept("shaky")
+        await house.drained()
+    rows = await house.intake.fetch("SELECT number, outcome, status FROM attempts ORDER BY number")
+    assert [tuple(row) for row in rows] == [(1, 3, 503), (2, 3, 503), (3, 0, 200)]
+
+
+async def test_a_refusal_is_a_dead_letter_at_once(house: House) -> None:
+    await house.destination("picky")
+    partner = Partner(lambda _: Refused("400 Bad Request", status=400))
+    async with house.dispatching(house.target("picky", partner)):
+        await house.accept("picky")
+        await house.drained()
+    assert len(partner.asked) == 1
+    assert await house.intake.fetchval("SELECT cause FROM dead_letters") == "picky:refused:400"
+
+
+async def test_deliveries_of_one_subject_go_out_one_at_a_time_in_the_order_of_acceptance(house: House) -> None:
+    await house.destination("orders", shards=4)
+    at_once: dict[str, int] = {}
+    tries: dict[object, int] = {}
+
+    async def now_and_then(delivery: Delivery) -> Outcome:
+        subject = delivery.event.subject
+        at_once[subject] = at_once.get(subject, 0) + 1
+        assert at_once[subject] == 1, "two of one subject at once"
+        await asyncio.sleep(0.002)
+        at_once[subject] -= 1
+        tries[delivery.event.id] = tries.get(delivery.event.id, 0) + 1
+        return Retry("busy") if delivery.event.id.int % 5 == 0 and tries[delivery.event.id] == 1 else Delivered()
+
+    partner = Partner(now_and_then)
+    accepted: dict[str, list] = {}
+    async with house.dispatching(house.target("orders", partner)):
+        for n in range(120):
+            subject = f"order/{n % 6}"
+            accepted.setdefault(subject, []).append(await house.accept("orders", subject=subject, ordered=True))
+        await house.drained(20)
+    for subject, events in accepted.items():
+        delivered = list(dict.fromkeys(d.event.id for d in partner.asked if d.event.subject == subject))
+        assert delivered == events
+
+
+async def test_a_dead_destination_does_not_slow_another(house: House) -> None:
+    await house.destination("dead")
+    await house.destination("alive")
+
+    async def never(_: Delivery) -> Outcome:
+        await asyncio.sleep(60)
+        return Delivered()
+
+    dead, alive = Partner(never), Partner()
+    async with house.dispatching(house.target("dead", dead), house.target("alive", alive)) as dispatcher:
+        for _ in range(300):
+            await house.accept("dead")
+        began = time.monotonic()
+        for _ in range(50):
+            await house.accept("alive")
+        await until(lambda: len(alive.asked) == 50)
+        assert time.monotonic() - began < 5
+        assert len(dead.asked) <= 8
+        await dispatcher.stop(timedelta(0))
+
+
+async def test_what_is_committed_late_is_found(house: House) -> None:
+    """A producer whose transaction stays open while others overtake it."""
+    await house.destination("ledger")
+    partner = Partner()
+    async with house.dispatching(house.target("ledger", partner)):
+        lane = house.destinations["ledger"].lanes[0]
+        late = house.arrival("ledger")
+        async with house.intake.transaction() as connection:
+            await connection.execute(
+                "INSERT INTO events SELECT $1, 's', 't', NULL, NULL, now(), now(), NULL, 'p', 1, $1, ARRAY[$2::smallint], '{}'",
+                late.event.id,
+                house.destinations["ledger"].id,
+            )
+            await connection.execute(
+                "INSERT INTO pending (event_id, lane, due_at, owed_since) VALUES ($1, $2, clock_timestamp(), clock_timestamp())",
+                late.event.id,
+                lane,
+            )
+            for _ in range(20):
+                await house.accept("ledger")
+            await until(lambda: len(partner.asked) == 20)
+            await asyncio.sleep(2.5)
+        await house.drained(5)
+    assert late.event.id in {delivery.event.id for delivery in partner.asked}
