@@ -25,7 +25,7 @@ class LineWriter:
         self._thread.start()
 
     def write(self, line: str) -> None:
-        if self._queue.qsize() < QUEUE:
+        if self._queue.qsize() < QUEUE or threading.current_thread() is self._thread:  # which tells of what was dropped
             self._queue.put(line)
         else:
             self._missed += 1

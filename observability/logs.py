@@ -9,6 +9,7 @@ quote what it failed on, and asyncpg's detail does. What libraries log is told b
 quotes a malformed header.
 """
 
+import atexit
 import logging
 import re
 import sys
@@ -82,6 +83,7 @@ class Logs:
         threading.excepthook = _uncaught_in_thread
         sys.unraisablehook = _uncaught_in_finalizer
         warnings.showwarning = _warned
+        atexit.register(self.close)
 
     def loop_failed(self, _loop: AbstractEventLoop, context: dict[str, Any]) -> None:
         """For `loop.set_exception_handler`: asyncio's own would print the exception and the arguments of callbacks."""
@@ -95,6 +97,7 @@ class Logs:
 
     def close(self) -> None:
         """Write what waits, within a second, and give every way out back to whoever had it."""
+        atexit.unregister(self.close)
         sys.excepthook, threading.excepthook, sys.unraisablehook, warnings.showwarning = self._hooks_before
         root = logging.getLogger()
         root.handlers[:], level = self._root_before
@@ -173,7 +176,8 @@ def _fact(value: object) -> object:
         case float():
             return value if isfinite(value) else str(value)
         case str():
-            return value if len(value) <= 200 else value[:199] + "…"
+            short = value if len(value) <= 200 else value[:199] + "…"
+            return short if short.isprintable() else short.encode("unicode_escape").decode()
         case UUID() | Path() | IPv4Address() | IPv6Address():
             return str(value)
         case datetime() | date():
@@ -260,9 +264,13 @@ class _FromLibraries(logging.Handler):
             if record.levelno >= logging.INFO
             else "debug"
         )
-        log = structlog.get_logger()
-        getattr(log, level)(
-            LogEvent.LIBRARY_SAID, logger=record.name, at=at, exc_info=record.exc_info, sparingly=f"{record.name} {at}"
+        error = record.exc_info[1] if record.exc_info else None
+        getattr(structlog.get_logger(), level)(
+            LogEvent.LIBRARY_SAID,
+            logger=record.name,
+            at=at,
+            exc_info=error,
+            sparingly=f"{record.name} {at} {_exception(error)}",
         )
 
 
