@@ -101,6 +101,7 @@ class LogEvent(StrEnum):
     EVENT_UNROUTED = "event.unrouted"
     REQUEST_REFUSED = "request.refused"
     REQUEST_FAILED = "request.failed"
+    KEYS_UNAVAILABLE = "keys.unavailable"  # an issuer does not answer; its old keys count for a day
 
     DELIVERY_SETTLED = "delivery.settled"
     DELIVERY_DEAD = "delivery.dead"

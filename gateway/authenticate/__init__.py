@@ -1,0 +1,33 @@
+"""Who posts: one file for each family of schemes; each answers with a Caller or Unauthorized.
+
+Nothing that a sender writes makes a scheme raise, every comparison takes constant time, and why somebody was refused is
+told to metrics and logs only.
+"""
+
+from typing import assert_never
+
+from gateway.authenticate.api_key import ApiKeyScheme
+from gateway.authenticate.hmac_signature import HmacScheme
+from gateway.authenticate.jwt_bearer import JwtScheme
+from gateway.authenticate.odoo_native import OdooNativeScheme
+from gateway.authenticate.presented import Caller, Presented, Reason, Scheme, Unauthorized
+from gateway.authenticate.standard_webhooks import StandardWebhooksScheme
+from gateway.config_sections import AnySource, ApiKey, Hmac, Jwt, OdooNative, StandardWebhooks
+
+__all__ = ["Caller", "Presented", "Reason", "Scheme", "Unauthorized", "scheme_for"]
+
+
+def scheme_for(source: AnySource) -> Scheme:
+    """How `source` proves who it is.  A new scheme has its keys in the configuration, a file here, and a case below."""
+    match source:
+        case StandardWebhooks():
+            return StandardWebhooksScheme(source)
+        case Hmac():
+            return HmacScheme(source)
+        case ApiKey():
+            return ApiKeyScheme(source)
+        case Jwt():
+            return JwtScheme(source)
+        case OdooNative():
+            return OdooNativeScheme(source)
+    assert_never(source)

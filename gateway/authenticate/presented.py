@@ -1,0 +1,104 @@
+"""What a sender presents, and what comes of it."""
+
+import re
+from dataclasses import dataclass
+from datetime import timedelta
+from enum import StrEnum
+from ipaddress import IPv4Address, IPv6Address
+from typing import Protocol
+
+from multidict import CIMultiDictProxy
+
+
+class Reason(StrEnum):
+    """Why somebody is not who a source says: a code for metrics and logs, never told to the caller."""
+
+    MISSING_HEADER = "missing_header"
+    REPEATED_HEADER = "repeated_header"  # which of two would count is a matter of taste, so neither does
+    MALFORMED_HEADER = "malformed_header"
+    MALFORMED_ID = "malformed_id"
+    MALFORMED_TIMESTAMP = "malformed_timestamp"
+    TOO_OLD = "too_old"
+    TOO_NEW = "too_new"
+    NO_ACTIVE_SECRET = "no_active_secret"  # noqa: S105 — a code
+    WRONG_SIGNATURE = "wrong_signature"
+    WRONG_KEY = "wrong_key"
+    MISSING_TOKEN = "missing_token"  # noqa: S105 — a code
+    WRONG_TOKEN = "wrong_token"  # noqa: S105 — a code
+    EXPIRED_TOKEN = "expired_token"  # noqa: S105 — a code
+    UNKNOWN_KEY = "unknown_key"
+    KEYS_UNAVAILABLE = "keys_unavailable"
+    WRONG_BODY = "wrong_body"
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """The sender is who the source says."""
+
+    signed_id: str | None  # the id of the message, if the proof covers it
+    secret: int  # the place of the secret that verified, so that people see when an old one falls silent
+
+
+@dataclass(frozen=True, slots=True)
+class Unauthorized:
+    """The sender has not proven who it is."""
+
+    reason: Reason
+    undecided: bool = False  # by a fault of ours it could not be told: the sender should try again, not give up
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Presented:
+    """A request as far as it can prove anything.  `repr` shows nothing of it."""
+
+    headers: CIMultiDictProxy[str]
+    body: bytes
+    token: str | None  # the end of the URL, where a source has one
+    peer: IPv4Address | IPv6Address | None
+    at: float  # when it came, in Unix seconds
+
+    def __repr__(self) -> str:
+        return f"<presented {len(self.body)} bytes>"
+
+    def once(self, *headers: str) -> list[str] | Unauthorized:
+        """The values of headers that must each be there exactly once, in ASCII that can be seen."""
+        given: list[str] = []
+        for header in headers:
+            values = self.headers.getall(header, ())
+            if not values:
+                return Unauthorized(Reason.MISSING_HEADER)
+            if len(values) > 1:
+                return Unauthorized(Reason.REPEATED_HEADER)
+            if not (0 < len(values[0]) <= _LONGEST_HEADER and values[0].isascii() and values[0].isprintable()):
+                return Unauthorized(Reason.MALFORMED_HEADER)
+            given.append(values[0])
+        return given
+
+    def untimely(self, timestamp: str, tolerance: timedelta) -> Unauthorized | None:
+        """Why a timestamp does not count: tolerance has two sides, and a timestamp is digits and nothing else."""
+        if not _TIMESTAMP.fullmatch(timestamp):
+            return Unauthorized(Reason.MALFORMED_TIMESTAMP)
+        age = self.at - int(timestamp)
+        if age > tolerance.total_seconds():
+            return Unauthorized(Reason.TOO_OLD)
+        if -age > tolerance.total_seconds():
+            return Unauthorized(Reason.TOO_NEW)
+        return None
+
+
+class Scheme(Protocol):
+    """A way of proving who one is."""
+
+    async def authenticate(self, presented: Presented) -> Caller | Unauthorized: ...
+
+    async def close(self) -> None: ...
+
+
+def is_id(text: str) -> bool:
+    """Whether `text` can be the id of a message: visible ASCII, not too long."""
+    return _ID.fullmatch(text) is not None
+
+
+_LONGEST_HEADER = 4096
+_TIMESTAMP = re.compile(r"[0-9]{1,12}")
+_ID = re.compile(r"[!-~]{1,256}")
