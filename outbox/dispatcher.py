@@ -331,7 +331,7 @@ class Dispatcher:
         for row in rows:
             if row.event is None:
                 self._metrics.orphans.inc()
-                log.error(LogEvent.PENDING_ORPHANED, event=str(row.event_id), lane=row.lane)
+                log.error(LogEvent.PENDING_ORPHANED, event_id=row.event_id, lane=row.lane)
 
     def _idle(self) -> float:
         """Seconds until something is to be looked at without having been told."""
@@ -424,7 +424,7 @@ class Dispatcher:
         except TimeoutError:
             return Unknown("no end of the attempt in time")
         except Exception as error:
-            log.exception(LogEvent.DELIVERY_FAILED, event=str(delivery.event.id), destination=delivery.destination)
+            log.exception(LogEvent.DELIVERY_FAILED, event_id=delivery.event.id, destination=delivery.destination)
             return Retry(f"bug: {type(error).__name__}")
 
     def _decide(self, target: Target, taken: Taken, delivery: Delivery, outcome: Outcome) -> Decision:
@@ -514,7 +514,7 @@ class Dispatcher:
             if again is not None:
                 self._at(again, own.lane.number)
         self._metrics.attempt_seconds.labels(destination=name).observe(settlement.took.total_seconds())
-        facts = {"event": str(taken.event_id), "destination": name, "attempt": taken.attempts + 1}
+        facts = {"event_id": taken.event_id, "destination": name, "attempt": taken.attempts + 1}
         match settlement.verdict:
             case Verdict.DELIVERED:
                 self._metrics.delivery_seconds.labels(destination=name).observe(
