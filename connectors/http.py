@@ -2,7 +2,6 @@
 
 import time
 from datetime import UTC, datetime
-from http import HTTPStatus
 from typing import Annotated, Literal
 
 import msgspec
@@ -10,7 +9,7 @@ from pydantic import AfterValidator
 from yarl import URL
 
 from connectors import Blocked, Delivered, Delivery, Event, Kind, Opening, Outcome, Refused, Retry
-from connectors.http_client import Answer, Client, certificates
+from connectors.http_client import Answer, Client, certificates, words
 from connectors.retry_after import retry_after
 from connectors.settings import Network, Settings, SigningSecret, Url
 from connectors.standard_webhooks import Signer
@@ -39,14 +38,14 @@ class Http:
     def __init__(self, opening: Opening, settings: HttpSettings) -> None:
         self._url = URL(settings.url)
         self._signer = Signer(settings.secret.reveal())
+        self._tracing = opening.tracing
         self._client = Client(
             self._url,
             allow=settings.allow,
             ca=settings.ca,
             timeout=opening.timeout,
             concurrency=opening.concurrency,
-            tracing=opening.tracing,
-            version=opening.version,
+            agent=f"sluicegate/{opening.version}",
         )
 
     async def deliver(self, delivery: Delivery) -> Outcome:
@@ -54,7 +53,7 @@ class Http:
         headers = self._signer.headers(str(delivery.event.id), int(time.time()), body)
         headers["content-type"] = "application/cloudevents+json; charset=utf-8"
         headers["idempotency-key"] = delivery.key
-        answer = await self._client.send("POST", self._url, headers=headers, body=body)
+        answer = await self._client.send("POST", self._url, headers=headers, body=body, tracing=self._tracing)
         return outcome_of(answer) if isinstance(answer, Answer) else answer
 
     async def check(self) -> Outcome:
@@ -106,33 +105,25 @@ def outcome_of(answer: Answer) -> Outcome:
     status = answer.status
     match status:
         case 401 | 403:
-            return Blocked(f"credentials: {_words(status)}", status)
+            return Blocked(f"credentials: {words(status)}", status)
         case 410:
-            return Blocked(f"configuration: {_words(status)}; nobody takes events there any more", status)
+            return Blocked(f"configuration: {words(status)}; nobody takes events there any more", status)
         case 408 | 425:
-            return Retry(_words(status), status=status)
+            return Retry(words(status), status=status)
         case 429:
             return Retry(
-                _words(status), retry_after(answer.headers, datetime.now(UTC)), whole_destination=True, status=status
+                words(status), retry_after(answer.headers, datetime.now(UTC)), whole_destination=True, status=status
             )
         case 503:
             after = retry_after(answer.headers, datetime.now(UTC))
-            return Retry(_words(status), after, whole_destination=after is not None, status=status)
+            return Retry(words(status), after, whole_destination=after is not None, status=status)
         case _ if 200 <= status < 300:
             return Delivered(status=status)
         case _ if status >= 500:
-            return Retry(_words(status), status=status)
+            return Retry(words(status), status=status)
         case _ if 300 <= status < 400:
-            return Refused(f"{_words(status)}; a redirect is not followed", status)
-    return Refused(_words(status), status)
-
-
-def _words(status: int) -> str:
-    """`answered 503 Service Unavailable`: our words for the number, not the partner's."""
-    return f"answered {status} {_PHRASES.get(status, '')}".rstrip()
-
-
-_PHRASES = {status.value: status.phrase for status in HTTPStatus}
+            return Refused(f"{words(status)}; a redirect is not followed", status)
+    return Refused(words(status), status)
 
 
 def connect(opening: Opening) -> Http:

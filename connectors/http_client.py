@@ -9,10 +9,12 @@ kept-alive connection drops; and here it is plain to see where a request leaves.
 """
 
 import asyncio
+import socket
 import ssl
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from http import HTTPStatus
 from ipaddress import IPv4Network, IPv6Network
 
 import aiohttp
@@ -58,12 +60,10 @@ class Client:
         ca: str | None,
         timeout: timedelta,
         concurrency: int,
-        tracing: Tracing,
-        version: str,
+        agent: str,
     ) -> None:
         self._origin = origin.origin()
         self._host, self._port = origin.host or "", origin.port or 0
-        self._tracing = tracing
         self._loop = asyncio.get_running_loop()
         egress = Egress(allow)
         self._resolver = Resolver(egress)
@@ -74,18 +74,25 @@ class Client:
             limit=concurrency,
             keepalive_timeout=KEEP_ALIVE.total_seconds(),
         )
-        self._headers = {"user-agent": f"sluicegate/{version}", "accept-encoding": "identity"}
+        self._headers = {"user-agent": agent, "accept-encoding": "identity"}
         self._seconds = timeout.total_seconds()
 
     async def send(
-        self, method: str, url: URL, *, headers: Mapping[str, str], body: bytes | None = None, read: int = 0
+        self,
+        method: str,
+        url: URL,
+        *,
+        headers: Mapping[str, str],
+        tracing: Tracing,
+        body: bytes | None = None,
+        read: int = 0,
     ) -> Answer | NoAnswer:
         """Sends once.  `read` bytes of the answer's body are wanted; the rest of it is not waited for.
 
         The status is the answer: once it is here, nothing that becomes of the body changes what the partner said.
         """
         connection = response = None
-        with self._tracing.call(method, self._host, self._port) as call:
+        with tracing.call(method, self._host, self._port) as call:
             request = self._request(method, url, {**self._headers, **headers, "traceparent": call.traceparent}, body)
             try:
                 async with asyncio.timeout(self._seconds) as deadline:
@@ -190,18 +197,10 @@ class _Failure:
 def _judged(error: aiohttp.ClientError | OSError, *, left: bool) -> _Failure:
     """What an error means for what was to be sent; none of its text, which can hold addresses and more, is kept."""
     match error:
-        case aiohttp.ClientConnectorCertificateError():
-            return _Failure("tls", Blocked("configuration: TLS: its certificate is not trusted"))
-        case aiohttp.ClientConnectorSSLError():
-            return _Failure("tls", Blocked("configuration: TLS: no handshake"))
-        case aiohttp.ClientConnectorDNSError():
-            return _Failure("dns", Retry("its name does not resolve", whole_destination=True))
-        case aiohttp.ClientConnectorError(os_error=EgressDenied()):
-            return _Failure("egress", Blocked("configuration: egress: `allow` does not cover its address"))
-        case aiohttp.ClientConnectorError(os_error=ConnectionRefusedError()):
-            return _Failure("refused", Retry("refused the connection", whole_destination=True))
-        case aiohttp.ClientConnectorError():
-            return _Failure("connect", Retry("cannot be connected to", whole_destination=True))
+        case aiohttp.ClientConnectorCertificateError(certificate_error=OSError() as cause):
+            return _Failure(*not_connected(cause))
+        case aiohttp.ClientConnectorError(os_error=cause):
+            return _Failure(*not_connected(cause))
         case aiohttp.InvalidURL():
             return _Failure("url", Blocked("configuration: url: its host is no name and no address"))
         case TimeoutError() if left:
@@ -214,3 +213,30 @@ def _judged(error: aiohttp.ClientError | OSError, *, left: bool) -> _Failure:
             return _Failure("reset", Unknown("hung up before it answered"))
         case _:
             return _Failure("reset", Retry("hung up", whole_destination=True))
+
+
+def not_connected(error: OSError) -> tuple[str, Retry | Blocked]:
+    """Why there is no connection: a code for traces, and what it means."""
+    match error:
+        case ssl.SSLCertVerificationError():
+            return "tls", Blocked("configuration: TLS: its certificate is not trusted")
+        case ssl.SSLError():
+            return "tls", Blocked("configuration: TLS: no handshake")
+        case socket.gaierror():
+            return "dns", Retry("its name does not resolve", whole_destination=True)
+        case EgressDenied():
+            return "egress", Blocked("configuration: egress: `allow` does not cover its address")
+        case ConnectionRefusedError():
+            return "refused", Retry("refused the connection", whole_destination=True)
+        case TimeoutError():
+            return "timeout", Retry("no connection in time", whole_destination=True)
+        case _:
+            return "connect", Retry("cannot be connected to", whole_destination=True)
+
+
+def words(status: int) -> str:
+    """`answered 503 Service Unavailable`: our words for the number, not the partner's."""
+    return f"answered {status} {_PHRASES.get(status, '')}".rstrip()
+
+
+_PHRASES = {status.value: status.phrase for status in HTTPStatus}

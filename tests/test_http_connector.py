@@ -35,6 +35,7 @@ from connectors.settings import Reference
 from observability.tracing import Tracing
 
 SECRET = "whsec_MDEyMzQ1Njc4OWFiY2RlZjAxMjM0NTY3ODlhYmNkZWY="
+TRACING = Tracing.start(None, 1.0, "test")
 LOOPBACK = ["127.0.0.1/32"]
 
 
@@ -146,7 +147,6 @@ Opens = Callable[..., Http]
 async def opens() -> AsyncIterator[Opens]:
     """Opens `http` connectors, and closes them."""
     opened: list[Http] = []
-    tracing = Tracing.start(None, 1.0, "test")
 
     def connect(
         url: str, *, allow: list[str] | None = LOOPBACK, ca: str | None = None, timeout: float = 5, concurrency: int = 8
@@ -163,7 +163,7 @@ async def opens() -> AsyncIterator[Opens]:
                 system=None,
                 timeout=timedelta(seconds=timeout),
                 concurrency=concurrency,
-                tracing=tracing,
+                tracing=TRACING,
                 version="1.2.3",
             )
         )
@@ -174,7 +174,6 @@ async def opens() -> AsyncIterator[Opens]:
     yield connect
     for connector in opened:
         await connector.close()
-    tracing.close()
 
 
 EVENT = Event(
@@ -249,11 +248,9 @@ async def test_what_an_event_does_not_have_is_left_out(running: Running, opens: 
 
 async def test_each_try_carries_the_trace_of_its_attempt(running: Running, opens: Opens) -> None:
     partner = await running(answers(200))
-    tracing = Tracing.start(None, 1.0, "test")
-    with tracing.attempt(EVENT.id, "ledger", 1, None, timedelta()) as attempt:
+    with TRACING.attempt(EVENT.id, "ledger", 1, None, timedelta()) as attempt:
         await opens(partner.url).deliver(DELIVERY)
     assert partner.received[0].headers["traceparent"].split("-")[1] == attempt.trace_id.hex
-    tracing.close()
 
 
 async def test_cookies_are_not_kept(running: Running, opens: Opens) -> None:
@@ -278,9 +275,9 @@ async def test_a_header_holds_visible_ascii_or_nothing_is_sent(running: Running)
     client = client_of(partner)
     for value in ("grün", "a\r\nb: c", "a\tb", "a\x00"):
         with pytest.raises(ValueError, match="visible ASCII"):
-            await client.send("POST", URL(partner.url), headers={"x-note": value}, body=b"")
+            await client.send("POST", URL(partner.url), headers={"x-note": value}, tracing=TRACING, body=b"")
     with pytest.raises(ValueError, match="leads away"):
-        await client.send("POST", URL("http://127.0.0.2:1/"), headers={}, body=b"")
+        await client.send("POST", URL("http://127.0.0.2:1/"), headers={}, tracing=TRACING, body=b"")
     await client.close()
     assert not partner.received
 
@@ -462,9 +459,9 @@ async def test_nothing_is_silently_sent_again_when_a_kept_alive_connection_drops
         partner = await running(once)
         client = client_of(partner)
         first = URL(partner.url).with_path("/first")
-        await client.send(method, first, headers={}, body=b"x" if method != "GET" else None)
+        await client.send(method, first, headers={}, tracing=TRACING, body=b"x" if method != "GET" else None)
         outcome = await client.send(
-            method, first.with_path("/second"), headers={}, body=b"x" if method != "GET" else None
+            method, first.with_path("/second"), headers={}, tracing=TRACING, body=b"x" if method != "GET" else None
         )
         assert outcome == Unknown("hung up before it answered")
         assert [request.path for request in partner.received] == ["/first", "/second"]
@@ -538,7 +535,7 @@ async def test_of_an_answer_no_more_than_was_asked_for_is_read(running: Running)
 
     partner = await running(pour)
     client = client_of(partner)
-    answer = await client.send("GET", URL(partner.url), headers={}, read=100_000)
+    answer = await client.send("GET", URL(partner.url), headers={}, tracing=TRACING, read=100_000)
     assert not isinstance(answer, Retry | Blocked | Unknown)
     assert (len(answer.body), answer.whole) == (100_000, False)
     await asyncio.sleep(0.1)
@@ -838,6 +835,5 @@ def client_of(partner: Partner) -> Client:
         ca=None,
         timeout=timedelta(seconds=5),
         concurrency=4,
-        tracing=Tracing.start(None, 1.0, "test"),
-        version="1.2.3",
+        agent="test",
     )
