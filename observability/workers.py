@@ -106,10 +106,14 @@ class AcrossWorkers(Collector):
 
     def _work(self) -> None:
         while not self._stopping.wait(EVERY.total_seconds()):
-            self._write()
+            self._write(gently=True)
 
-    def _write(self) -> "list[Family]":
-        own = [self._family(metric) for metric in self._registry.collect()]
+    def _write(self, *, gently: bool = False) -> "list[Family]":
+        own: list[Family] = []
+        for metric in self._registry.collect():
+            own.append(self._family(metric))
+            if gently:
+                time.sleep(0)  # let the event loop go first: the whole may take 10 ms where there are many destinations
         with self._writing, suppress(OSError):  # the next second tries again
             _replace(self._directory / f"{self._name}.json", msgspec.json.encode(own))
         return own
