@@ -102,10 +102,11 @@ def test_a_fact_cannot_forge_a_second_line(form: str) -> None:
 
 def test_a_sentence_is_no_name() -> None:
     sentence = f"could not read {CANARY}"
-    with written() as text:
+    with logged() as lines:
         log.info(sentence)
-    assert CANARY not in text()
-    assert json.loads(text())["event"] == "unnamed"
+        for event in LogEvent:
+            log.info(event)
+    assert [line["event"] for line in lines] == ["unnamed", *LogEvent]
 
 
 def test_an_exception_is_told_by_type_and_place_and_not_by_its_words() -> None:
