@@ -59,7 +59,9 @@ class _Candidates:
         self._together: dict[tuple[int, ...], tuple[Owed, ...]] = {}  # by the routes that take an event
 
     def owed(self, kept: Mapping[str, object]) -> tuple[Owed, ...]:
-        taking = tuple([place for place, (_, tests) in enumerate(self._routes) if all(test(kept) for test in tests)])
+        taking = tuple(
+            [place for place, (_, tests) in enumerate(self._routes) if not tests or all(test(kept) for test in tests)]
+        )
         owed = self._together.get(taking)
         if owed is None:
             owed = tuple(_merged([self._routes[place][0] for place in taking], self._give_up))

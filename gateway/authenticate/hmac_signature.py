@@ -61,8 +61,10 @@ class HmacScheme:
 
     def _would_shift(self, message_id: str) -> bool:
         """Whether the tail of an id could pass as a part of what is signed after it: then one signature proves two ids."""
-        following = self._literals[self._names.index("id") + 1].decode()
-        return following in message_id if following else message_id[-1].isdigit()
+        place = self._names.index("id") + 1
+        if following := self._literals[place].decode():
+            return following in message_id
+        return self._names[place : place + 1] == ["timestamp"] and message_id[-1].isdigit()
 
     async def close(self) -> None:
         """Holds nothing."""
