@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 from uuid import UUID, uuid4
 
 import msgspec
@@ -13,10 +13,12 @@ from asyncpg import Record
 from dead_letter.audit import note
 from dead_letter.mend import mend
 from observability.names import Attribute, SpanName
-from observability.tracing import Tracing
 from outbox.database import Connection, Database, Unavailable
 from outbox.event import OutcomeKind
 from outbox.page import Page, page, place_of
+
+if TYPE_CHECKING:
+    from observability.tracing import Tracing  # which brings OpenTelemetry with it
 
 AT_ONCE = 100_000  # letters that one replay or discard takes; run again, it takes the next
 BATCH = 1_000  # of these in one transaction
@@ -117,7 +119,7 @@ class DeadLetters:
     whole batches, and the same again does the rest.
     """
 
-    def __init__(self, database: Database, *, tracing: Tracing | None = None) -> None:
+    def __init__(self, database: Database, *, tracing: "Tracing | None" = None) -> None:
         self._database = database
         self._tracing = tracing
 

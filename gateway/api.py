@@ -19,13 +19,14 @@ from aiohttp.typedefs import Handler
 from dead_letter.audit import Audit, Deed
 from dead_letter.letters import Cause, DeadLetters, EmptySelectionError, Instant, Letter, Preview, Repair, Select, Word
 from dead_letter.tokens import Holder, Tokens
+from gateway.destinations import DestinationLine, line, lines
 from gateway.openapi import describe
 from gateway.permissions import RIGHTS, Permission
 from gateway.problems import JSON, problem, problems_only
 from observability.names import LogEvent
 from outbox.destinations import Destinations, UnknownDestinationError
 from outbox.page import BadCursorError, Page, page, place_of
-from outbox.records import Books, EventRecord, EventSummary, Records, Rejection, Standing
+from outbox.records import Books, EventRecord, EventSummary, Records, Rejection
 
 log = structlog.get_logger()
 
@@ -154,21 +155,6 @@ class ReleaseBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     reason: Reason
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DestinationLine:
-    """A destination: what kind it is, and how it is doing."""
-
-    name: str
-    connector: str | None  # none: it is not configured any more
-    state: str
-    reason: str | None
-    held_by: str | None
-    until: Instant | None
-    waiting: int
-    oldest_waiting_seconds: float | None
-    dead: int
-
-
 Query = TypeVar("Query")
 Body = TypeVar("Body")
 
@@ -283,16 +269,9 @@ class Operators:
         return Answer(repair, 202)
 
     async def destinations(self, asked: Asked[PageQuery, None]) -> Answer:
-        """All that are configured, and those that were and still have something waiting or dead."""
-        after = place_of(asked.query.cursor, str)
-        connectors = self._connectors()
-        standings = {standing.name: standing for standing in await self._records.standings()}
-        lines = [
-            _line(name, connectors.get(name), standings.get(name))
-            for name in sorted({*connectors, *(s.name for s in standings.values() if s.waiting or s.dead)})
-            if after is None or name > after
-        ]
-        return Answer(page(lines, asked.query.limit, item=lambda line: line, place=lambda line: line.name))
+        after = place_of(asked.query.cursor, str) or ""
+        found = [each for each in lines(await self._records.standings(), self._connectors()) if each.name > after]
+        return Answer(page(found, asked.query.limit, item=lambda each: each, place=lambda each: each.name))
 
     async def hold(self, asked: Asked[Nothing, HoldBody]) -> Answer:
         holder, name = _known(asked.holder), asked.place["name"]
@@ -343,22 +322,7 @@ class Operators:
 
     async def _standing(self, name: str) -> DestinationLine:
         standing = next((found for found in await self._records.standings() if found.name == name), None)
-        return _line(name, self._connectors().get(name), standing)
-
-
-def _line(name: str, connector: str | None, standing: Standing | None) -> DestinationLine:
-    """One that was configured and never started has no row yet: nothing waits for it."""
-    return DestinationLine(
-        name=name,
-        connector=connector,
-        state=standing.state if standing else "flowing",
-        reason=standing.reason if standing else None,
-        held_by=standing.held_by if standing else None,
-        until=standing.until if standing else None,
-        waiting=standing.waiting if standing else 0,
-        oldest_waiting_seconds=standing.oldest_waiting_seconds if standing else None,
-        dead=standing.dead if standing else 0,
-    )
+        return line(name, self._connectors().get(name), standing)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -606,4 +570,4 @@ async def _refusals(request: web.Request, handler: Handler) -> web.StreamRespons
     except BadCursorError:
         return problem(400, "Bad cursor", "`cursor` is not the `next` of a page; leave it out to begin at the start.")
     except UnknownDestinationError as unknown:
-        return problem(404, "No such destination", f"{unknown}.")
+        return problem(404, "No such destination", str(unknown))

@@ -11,11 +11,11 @@ from outbox.store import DESTINATIONS
 
 
 class UnknownDestinationError(LookupError):
-    """There is no destination of that name here."""
+    """There is no destination of that name in this database."""
 
     def __init__(self, name: str, known: Sequence[str]) -> None:
         close = get_close_matches(name, known, n=1)
-        super().__init__("There is no such destination" + (f"; did you mean {close[0]!r}?" if close else ""))
+        super().__init__(f'There is no destination "{name}"' + (f'; did you mean "{close[0]}"?' if close else "."))
         self.name = name
 
 

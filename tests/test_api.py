@@ -283,7 +283,7 @@ async def test_a_hold_is_refused_without_a_reason_in_the_past_or_where_nothing_i
     assert await served.status("POST", "/destinations/ledgr/hold", {"reason": "r"}) == 404
     assert await served.status("POST", "/destinations/ledgr/release", {"reason": "r"}) == 404
     _, _, told = await served.call("POST", "/destinations/ledgr/hold", {"reason": "r"})
-    assert "did you mean 'ledger'" in told["detail"]
+    assert 'did you mean "ledger"' in told["detail"]
 
 
 # ── refusals ─────────────────────────────────────────────────────────────────────────────────────────

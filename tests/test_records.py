@@ -226,7 +226,7 @@ async def test_release_says_whether_it_was_held_and_ends_a_backoff(
 
 
 async def test_nobody_holds_a_destination_that_is_not_there(rows: Rows, database: Database) -> None:
-    with pytest.raises(UnknownDestinationError, match="did you mean 'ledger'"):
+    with pytest.raises(UnknownDestinationError, match='did you mean "ledger"'):
         await Destinations(database).hold("ledgr", until=None, reason="r", by="Maria")
     with pytest.raises(UnknownDestinationError):
         await Destinations(database).release("nobody", by="Maria", reason="r")

@@ -1,0 +1,122 @@
+"""Look at everything that a configuration names, and touch nothing: the database, and every destination."""
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import assert_never
+
+from connectors import (
+    Blocked,
+    Connector,
+    Delivered,
+    Duplicate,
+    Opening,
+    Outcome,
+    Pending,
+    Refused,
+    Retry,
+    System,
+    Unknown,
+    kinds,
+)
+from gateway.config import Config
+from gateway.config_sections import Destination
+from observability.tracing import Tracing
+from outbox.database import Unavailable, UnsuitableError, migrations_pending
+from outbox.embedded import EmbeddedError, running
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finding:
+    """One thing that was looked at; `says` is what is wrong and what to do, or what is right."""
+
+    what: str
+    good: bool
+    says: str
+
+
+async def check(config: Config, *, version: str) -> AsyncIterator[Finding]:
+    """The database first, then the destinations as they answer, in the order of the file."""
+    yield await _database(config)
+    for finding in await _destinations(config, version):
+        yield finding
+
+
+async def _database(config: Config) -> Finding:
+    try:
+        if config.database != "embedded":
+            return _migrated(await migrations_pending(config.database.reveal()), "reachable")
+        if not (config.folder / "data/postgres/cluster").exists():
+            return Finding(what="database", good=True, says="embedded; the first `sluicegate serve` makes it")
+        async with running(config.folder) as dsn:
+            return _migrated(await migrations_pending(dsn), "embedded")
+    except Unavailable as error:
+        says = f"{error}; see that Postgres runs and that `database:` leads to it"
+        return Finding(what="database", good=False, says=says)
+    except (UnsuitableError, EmbeddedError) as error:
+        return Finding(what="database", good=False, says=str(error))
+
+
+def _migrated(pending: Sequence[str], how: str) -> Finding:
+    if pending:
+        says = f"{how}, but {', '.join(pending)} is still to be applied; run `sluicegate migrate`"
+        return Finding(what="database", good=False, says=says)
+    return Finding(what="database", good=True, says=f"{how}, migrated")
+
+
+async def _destinations(config: Config, version: str) -> list[Finding]:
+    """All at the same time: one that is slow does not hold up the others."""
+    async with AsyncExitStack() as opened:
+        tracing = Tracing.start(None, 0, version)
+        systems: dict[str, System] = {}
+        for name, system in config.systems.items():
+            kind = kinds()[system.connector]
+            if kind.open_system:
+                systems[name] = kind.open_system(system.settings, system.timeout)
+                opened.push_async_callback(systems[name].close)
+        connectors: list[tuple[Destination, Connector]] = []
+        for name, destination in config.destinations.items():
+            connector = kinds()[destination.connector].connect(
+                Opening(
+                    destination=name,
+                    settings=destination.settings,
+                    system=systems.get(destination.system) if destination.system else None,
+                    timeout=destination.timeout,
+                    concurrency=1,
+                    tracing=tracing,
+                    version=version,
+                )
+            )
+            opened.push_async_callback(connector.close)
+            connectors.append((destination, connector))
+        return await asyncio.gather(*(_destination(*found) for found in connectors))
+
+
+async def _destination(destination: Destination, connector: Connector) -> Finding:
+    patience = destination.timeout + timedelta(seconds=5)
+    try:
+        outcome = await asyncio.wait_for(connector.check(), patience.total_seconds())
+    except TimeoutError:
+        outcome = Retry("it did not answer in time")
+    good, says = _told(outcome)
+    return Finding(what=f"destination {destination.name}", good=good, says=f"{destination.connector}: {says}")
+
+
+def _told(outcome: Outcome) -> tuple[bool, str]:
+    """What a person reads and does about the outcome of a check."""
+    match outcome:
+        case Delivered() | Duplicate() | Pending():
+            return True, "answers"
+        case Retry(reason=reason):
+            return False, f"{reason}; see that it runs and that its address is right"
+        case Unknown(reason=reason):
+            return False, f"{reason}; see that it is what it should be, and try again"
+        case Refused(reason=reason):
+            return False, f"{reason}; correct what the configuration says about it"
+        case Blocked(reason=reason) if reason.startswith("credentials"):
+            return False, f"{reason}; put good credentials where the configuration takes them from"
+        case Blocked(reason=reason):
+            return False, f"{reason}; correct what the configuration says about it"
+    assert_never(outcome)

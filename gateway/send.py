@@ -1,0 +1,96 @@
+"""Post a file as one of the configured sources would: to try a configuration, and to see the door answer."""
+
+import base64
+import hmac
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import assert_never
+from uuid import uuid4
+
+import aiohttp
+
+from connectors.standard_webhooks import Signer
+from gateway.config_sections import (
+    AnySource,
+    ApiKey,
+    Hmac,
+    Jwt,
+    Listen,
+    OdooNative,
+    StandardWebhooks,
+    TimedSecret,
+)
+
+
+class SendError(Exception):
+    """It could not be signed or posted; the message says what to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    status: int
+    body: bytes
+
+
+async def send(source: AnySource, body: bytes, *, to: Listen, id: str | None = None) -> Answered:  # noqa: A002
+    """Sign `body` as the source's scheme demands and post it.  `id` is the message's; without it, a new one."""
+    path, headers = f"/hooks/{source.name}", {"content-type": "application/json"}
+    message, now = id or f"msg_{uuid4().hex}", datetime.now(UTC)
+    match source:
+        case StandardWebhooks():
+            signer = Signer(_active(source.secrets, now))
+            headers |= signer.headers(message, int(now.timestamp()), body)
+        case Hmac():
+            headers |= _hmac(source, body, message, now)
+        case ApiKey():
+            headers[source.header] = source.keys[0].reveal()
+        case OdooNative():
+            path += f"/{source.token.reveal()}"
+        case Jwt():
+            raise SendError(
+                f"{source.name} proves itself by tokens that only its issuer ({source.issuer}) can sign: "
+                "have one made there, and post with it yourself."
+            )
+        case _:
+            assert_never(source)
+    return await _post(to, path, headers, body)
+
+
+def _active(secrets: Sequence[TimedSecret], now: datetime) -> str:
+    for timed in secrets:
+        if (timed.not_before is None or timed.not_before <= now) and (timed.not_after is None or now < timed.not_after):
+            return timed.secret.reveal()
+    raise SendError("None of its secrets counts now: look at their not_before and not_after.")
+
+
+def _hmac(source: Hmac, body: bytes, message: str, now: datetime) -> Mapping[str, str]:
+    at = str(int(now.timestamp()))
+    filled = {b"{id}": message.encode(), b"{timestamp}": at.encode(), b"{body}": body}
+    before, _, after = source.signed.encode().partition(b"{body}")
+    for hole in (b"{id}", b"{timestamp}"):
+        before, after = before.replace(hole, filled[hole]), after.replace(hole, filled[hole])
+    digest = hmac.digest(_active(source.secrets, now).encode(), before + body + after, source.algorithm)
+    written = digest.hex() if source.encoding == "hex" else base64.b64encode(digest).decode()
+    headers = {source.header: source.prefix + written}
+    if source.timestamp:
+        headers[source.timestamp] = at
+    if source.id:
+        headers[source.id] = message
+    return headers
+
+
+async def _post(to: Listen, path: str, headers: Mapping[str, str], body: bytes) -> Answered:
+    connector = aiohttp.UnixConnector(to.path) if to.path else aiohttp.TCPConnector()
+    host = to.host if to.host not in {"", "0.0.0.0", "::"} else "127.0.0.1"  # noqa: S104 — every address is also this one
+    near = "http://localhost" if to.path else f"http://{f'[{host}]' if ':' in host else host}:{to.port}"
+    try:
+        async with (
+            aiohttp.ClientSession(connector=connector, timeout=aiohttp.ClientTimeout(total=30)) as session,
+            session.post(near + path, data=body, headers=headers) as answer,
+        ):
+            return Answered(answer.status, await answer.content.read(65536))
+    except (aiohttp.ClientError, OSError, TimeoutError) as error:
+        raise SendError(
+            f"Nobody answers at {to} ({type(error).__name__}): is `sluicegate serve` running with this configuration?"
+        ) from error
