@@ -56,7 +56,7 @@ def routes(text: str, *, keep: str, sources: tuple[str, ...] = ("odoo", "lab"), 
     declared = {
         "version": "1",
         "purpose": "a test",
-        "type": "{kind}",
+        "type": '"{kind}"',
         "keep": f"{{kind: {{from: kind, {KINDS}}}, {keep}}}",
     }
     place = "{from: site, of: {N: north, S: south}}"
