@@ -113,9 +113,9 @@ class Database:
                 raise Unavailable(reason) from error
             raise
         finally:
-            if not connection.is_closed() and connection.is_in_transaction():
-                connection.terminate()
-            with suppress(*BROKEN, asyncpg.InterfaceError):
+            with suppress(*BROKEN, asyncpg.InterfaceError):  # one that was cut has left the pool already
+                if connection.is_in_transaction():
+                    connection.terminate()
                 await self._pool.release(connection, timeout=1)
 
     @asynccontextmanager
@@ -130,7 +130,7 @@ class Database:
             try:
                 yield connection
             except BaseException as error:
-                if not is_unsure(error) and not connection.is_closed():
+                if not is_unsure(error) and not is_gone(connection):
                     await transaction.rollback()
                 raise
             await transaction.commit()
@@ -287,10 +287,18 @@ def is_unsure(error: BaseException) -> bool:
     return not isinstance(error, Exception) or isinstance(error, BROKEN)
 
 
+def is_gone(connection: Connection | Session) -> bool:
+    """Closed, or cut and so out of its pool: then even asking is an error of asyncpg's."""
+    try:
+        return connection.is_closed()
+    except asyncpg.InterfaceError:
+        return True
+
+
 def why_unavailable(error: BaseException, connection: Connection | Session) -> str | None:
     if isinstance(error, TimeoutError):
         return "Postgres did not answer in time"
-    if isinstance(error, (*BROKEN, *BUSY)) or (isinstance(error, asyncpg.InterfaceError) and connection.is_closed()):
+    if isinstance(error, (*BROKEN, *BUSY)) or (isinstance(error, asyncpg.InterfaceError) and is_gone(connection)):
         return f"Postgres did not do it: {type(error).__name__}"
     return None
 

@@ -28,6 +28,7 @@ from observability.names import LogEvent, SpanName
 from observability.tracing import Tracing
 from outbox.clock import DatabaseClock
 from outbox.database import Database, Unavailable
+from outbox.ending import end
 from outbox.event import Connector, Delivery, Outcome, Pending, Retry, Unknown, kind_of
 from outbox.gate import BackOff, Gate, HoldForCause
 from outbox.lanes import BEGINNING, OwnedLane
@@ -129,9 +130,7 @@ class Dispatcher:
                 while self._done:
                     self._to_settle.set()
                     await asyncio.sleep(0.01)
-        for loop in self._loops:
-            loop.cancel()
-        await asyncio.gather(*self._loops, *self._attempts, return_exceptions=True)
+        await end(*self._loops, *self._attempts)
         with suppress(Unavailable):
             await self._outbox.give_back([own.lane for own in self._lanes.values() if own.lane.number not in cut_off])
             await self._outbox.notify(WAKE, "")

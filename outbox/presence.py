@@ -6,7 +6,6 @@ and listens.  A line that went dead is drawn again; meanwhile the polls find wha
 
 import asyncio
 from collections.abc import Callable
-from contextlib import suppress
 from datetime import timedelta
 from random import uniform
 
@@ -15,6 +14,7 @@ import structlog
 
 from observability.names import LogEvent
 from outbox.database import Database, Unavailable
+from outbox.ending import end
 from outbox.store import ALIVE, DESTINATIONS, WAKE
 
 log = structlog.get_logger()
@@ -48,9 +48,7 @@ class Presence:
 
     async def close(self) -> None:
         if self._keeping is not None:
-            self._keeping.cancel()
-            with suppress(asyncio.CancelledError):
-                await self._keeping
+            await end(self._keeping)
 
     async def _keep(self) -> None:
         while True:
