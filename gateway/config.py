@@ -218,7 +218,7 @@ class _File:
             self._tell((*at, *wrong.path), wrong.problem)
         if isinstance(reading.right, Entry):
             for key, problem, also in reading.right.contradictions():
-                if not any(map(reading.is_wrong, (key, *also))):
+                if not any(map(reading.hides, (key, *also))):
                     self._tell((*at, *key), problem)
         return reading
 
@@ -317,9 +317,10 @@ class _File:
 
     def _tell(self, at: KeyPath, problem: str) -> None:
         """What came by `env:` or `file:` is never repeated."""
-        for reference in self._document.references.values():
+        for reference in sorted(self._document.references.values(), key=lambda one: len(one.text or ""), reverse=True):
             if reference.text and len(reference.text) >= 8:
-                problem = problem.replace(reference.text, f"what {reference.origin} holds")
+                for form in (shown(reference.text), reference.text):
+                    problem = problem.replace(form, f"what {reference.origin} holds")
         names_an_item = problem.startswith("names ") and at and type(at[-1]) is int
         self._mistakes.append(self._document.mistake(at, problem, key=at[:-1] if names_an_item else at))
 

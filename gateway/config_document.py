@@ -112,6 +112,8 @@ class Document:
                 self._add(line, path, "has a key that is no word; write a text, a whole number, true or false")
             elif key == "<<" and not key_node.style:
                 self._add(line, path, 'merges with "<<", which YAML 1.2 does not have; repeat the keys')
+            elif isinstance(key, str) and _UNFIT.search(key):
+                self._add(line, path, "has a key with a control character, or half of one; delete it")
             elif key in first:
                 self._add(line, (*path, key), f"stands twice, first in line {first[key]}; leave one out")
             else:
@@ -124,12 +126,12 @@ class Document:
         value = _plain(node)
         if not isinstance(value, str):
             return value
-        if match := re.search(r"\$\{([A-Z_][A-Z0-9_]*)[^}]*\}", value):
-            self._add(
-                node.start_mark.line + 1,
-                path,
-                f"has ${{{match[1]}}}, which is not replaced here; write env:{match[1]} as the whole value",
-            )
+        if _UNFIT.search(value):
+            self._add(node.start_mark.line + 1, path, "has a control character, or half of one; delete it")
+            return _UNFIT.sub("", value)
+        if re.search(r"\$\{[A-Z_][A-Z0-9_]*[^}]*\}", value):
+            problem = "has ${…}, which is not replaced here; write env:NAME as the whole value"
+            self._add(node.start_mark.line + 1, path, problem)
         if value.startswith(("env:", "file:")):
             if value not in self.references:
                 self.references[value] = self._refer(value)
@@ -177,6 +179,7 @@ def is_open_to_others(path: Path) -> bool:
 _LARGEST_FILE: Final = 2**20
 _LARGEST_VALUE: Final = 2**16
 _MOST_VALUES: Final = 50_000
+_UNFIT: Final = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff]")
 
 
 def _content(path: Path) -> bytes:
@@ -239,7 +242,7 @@ def _plain(node: ScalarNode) -> Any:
     """The value of a scalar by the core schema of YAML 1.2; `yes`, `12:30` and dates are texts there."""
     text = node.value
     if node.style:
-        return text
+        return text.encode("utf-16", "surrogatepass").decode("utf-16", "surrogatepass")  # JSON writes \ud83d\ude00
     if text in {"", "~", "null", "Null", "NULL"}:
         return None
     if text in {"true", "True", "TRUE", "false", "False", "FALSE"}:

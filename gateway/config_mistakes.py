@@ -27,7 +27,6 @@ class Wrong:
 
     path: KeyPath
     problem: str
-    known: bool = True  # whether there is such a key
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,10 +36,11 @@ class Reading(Generic[S]):
     whole: S | None  # None if anything is wrong
     right: S | None  # as much of it as is right, and nothing ("", 0, no entries) for the rest; None if that is nothing
     wrong: tuple[Wrong, ...] = ()
+    hidden: frozenset[KeyPath] = frozenset()  # what `right` lacks, though it may be meant
 
-    def is_wrong(self, path: KeyPath) -> bool:
-        """Whether the value at `path`, or what it is a part of, is wrong: `right` tells nothing of it."""
-        return any(path[: len(wrong.path)] == wrong.path for wrong in self.wrong if wrong.known)
+    def hides(self, path: KeyPath) -> bool:
+        """Whether `right` tells nothing of the value at `path`."""
+        return any(path[:length] in self.hidden for length in range(len(path) + 1))
 
 
 def read_as(model: type[S], given: object, *, also_known: tuple[str, ...] = ()) -> Reading[S]:
@@ -48,8 +48,10 @@ def read_as(model: type[S], given: object, *, also_known: tuple[str, ...] = ()) 
     try:
         whole = model.model_validate(given)
     except ValidationError as error:
-        wrong = tuple(_wrong(error.errors(include_url=False), given, also_known))
-        return Reading(None, _what_is_right(model, given), wrong)
+        errors = error.errors(include_url=False)
+        missing = {_path(one, given) for one in errors if one["type"] == "missing"}
+        right, hidden = _what_is_right(model, given)
+        return Reading(None, right, tuple(_wrong(errors, given, also_known)), frozenset(missing | hidden))
     return Reading(whole, whole)
 
 
@@ -73,8 +75,7 @@ def _wrong(errors: Iterable[ErrorDetails], given: object, also_known: tuple[str,
             )
             continue
         for error in alike:
-            known = error["type"] != "extra_forbidden"
-            yield Wrong(path, _problem(error, path, also_known if len(path) == 1 else ()), known=known)
+            yield Wrong(path, _problem(error, path, also_known if len(path) == 1 else ()))
 
 
 def _path(error: ErrorDetails, given: object) -> KeyPath:
@@ -140,37 +141,51 @@ def _problem(error: ErrorDetails, path: KeyPath, also_known: tuple[str, ...]) ->
         case "string_too_long" | "too_long":
             return f"is too long; the most is {context['max_length']}"
         case kind if kind in _EXPECTED:
-            return f"is {shown(given)}, but must be {_EXPECTED[kind]}"
+            return f"is {_shown_unless_secret(given, _EXPECTED[kind])}, but must be {_EXPECTED[kind]}"
         case kind:
             return f"is not what belongs there ({kind.replace('_', ' ')}); correct it"
+
+
+def _shown_unless_secret(given: object, expected: str) -> str:
+    """A text where a list or a mapping belongs may be a secret that was meant to be in it."""
+    return "a text" if isinstance(given, str) and expected in {"a list", "a mapping"} else shown(given)
 
 
 def _problem_of_value(given: object) -> str | None:
     return given.problem if isinstance(given, Reference) and given.problem else None
 
 
-def _what_is_right(model: type[S], given: object) -> S | None:
-    """Takes away what is wrong until the rest is right."""
-    lenient = _lenient(model)
+def _what_is_right(model: type[S], given: object) -> tuple[S | None, set[KeyPath]]:
+    """Takes away what is wrong until the rest is right; returns that, and the paths of what is gone."""
+    lenient, gone = _lenient(model), set[KeyPath]()
     while isinstance(given, Mapping):
         try:
-            right: S = lenient.model_validate(given)
+            return lenient.model_validate(given), gone
         except ValidationError as error:
-            for one in error.errors(include_url=False):
-                path = _path(one, given)
-                given = _without(given, path[:-1] if one["type"] == "missing" else path)
-                if not path or given is None:
-                    return None
-        else:
-            return right
-    return None
+            errors = error.errors(include_url=False)
+            found = {_removable(_path(one, given), one["type"], given) for one in errors}
+            gone |= found
+            before = given
+            for path in found:
+                given = _without(given, path)
+            if given == before:
+                break
+    return None, gone
+
+
+def _removable(path: KeyPath, kind: str, given: object) -> KeyPath:
+    """What has to go: all of a list, so that its other items keep their places, and all that lacks something."""
+    if kind == "missing":
+        path = path[:-1]
+    for depth, key in enumerate(path):
+        if not isinstance(given, Mapping):
+            return path[:depth]
+        given = given.get(key)
+    return path
 
 
 def _without(given: Any, path: KeyPath) -> Any:
-    """A copy that lacks what stands at `path`; a list goes as a whole, so that its other items keep their places."""
     if not path:
-        return None
-    if isinstance(given, list | tuple):
         return None
     if not isinstance(given, Mapping) or path[0] not in given:
         return given

@@ -50,7 +50,7 @@ class Parts:
 def contradictions(parts: Parts) -> Iterator[Contradiction]:
     """Their keys begin with the section."""
     for name, source in parts.sources.items():
-        if source.right is not None and not source.is_wrong(("accepts",)):
+        if source.right is not None and not source.hides(("accepts",)):
             yield from _about_accepted(("sources", name, "accepts"), source.right.accepts, parts)
     for name, policy in parts.policies.items():
         if policy.right is not None and policy.right.facility is not None:
@@ -141,7 +141,7 @@ def _arriving(sources: Iterable[str], parts: Parts) -> Mapping[str, Policy] | No
     arriving: dict[str, Policy] = {}
     for name in sources:
         source = parts.sources.get(name)
-        if source is None or source.right is None or source.is_wrong(("accepts",)):
+        if source is None or source.right is None or source.hides(("accepts",)):
             return None
         for accepted in source.right.accepts:
             policy = parts.policies.get(accepted)
@@ -190,7 +190,7 @@ def _about_classes(path: Place, route: Route, arriving: Mapping[str, Policy], pa
     ]
     for index, name in enumerate(route.to):
         destination = parts.destinations.get(name)
-        if destination is None or destination.right is None or destination.is_wrong(("receives",)):
+        if destination is None or destination.right is None or destination.hides(("receives",)):
             continue
         receives = destination.right.receives
         for policy in taken:
