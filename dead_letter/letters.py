@@ -1,6 +1,7 @@
 """Dead letters: deliveries that gave up, found by what went wrong, and sent again or laid aside by a person."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
@@ -16,6 +17,7 @@ from observability.names import Attribute, SpanName
 from outbox.database import Connection, Database, Unavailable
 from outbox.event import OutcomeKind
 from outbox.page import Page, page, place_of
+from outbox.store import WAKE
 
 if TYPE_CHECKING:
     from observability.tracing import Tracing  # which brings OpenTelemetry with it
@@ -142,7 +144,10 @@ class DeadLetters:
                AND ($4::uuid[] IS NULL OR letter.event_id = ANY($4))
                AND ($5::text IS NULL OR destinations.name = $5)
                AND ($6::text IS NULL OR letter.cause = $6)
-               AND ($7::text IS NULL OR event.subject = $7)
+               AND ($7::text IS NULL OR letter.event_id IN (
+                    SELECT id FROM events WHERE subject = $7
+                     UNION ALL
+                    SELECT id FROM carried_events WHERE subject = $7))
                AND ($8::text IS NULL OR event.facility = $8)
                AND ($9::timestamptz IS NULL OR letter.died_at >= $9)
                AND ($10::timestamptz IS NULL OR letter.died_at < $10)
@@ -192,14 +197,38 @@ class DeadLetters:
 
     async def preview(self, select: Select) -> Preview:
         """What `replay` or `discard` would take now.  Changes nothing."""
-        snapshot = await self._snapshot(select)
-        taken = snapshot[:AT_ONCE]
+        _refuse_empty(select)
+        rows = await self._database.fetch(
+            """
+            SELECT taken.name, taken.cause, count(*) AS n, min(taken.died_at) AS oldest
+              FROM (SELECT destinations.name, letter.cause, letter.died_at
+                      FROM dead_letters AS letter
+                      JOIN destinations ON destinations.id = letter.destination
+                     WHERE ($1::uuid[] IS NULL OR letter.event_id = ANY($1))
+                       AND ($2::text IS NULL OR destinations.name = $2)
+                       AND ($3::text IS NULL OR letter.cause = $3)
+                       AND ($4::text IS NULL OR letter.event_id IN (
+                            SELECT id FROM events WHERE subject = $4
+                             UNION ALL
+                            SELECT id FROM carried_events WHERE subject = $4))
+                       AND ($5::text IS NULL
+                            OR EXISTS (SELECT FROM events WHERE id = letter.event_id AND facility = $5)
+                            OR EXISTS (SELECT FROM carried_events WHERE id = letter.event_id AND facility = $5))
+                       AND ($6::timestamptz IS NULL OR letter.died_at >= $6)
+                       AND ($7::timestamptz IS NULL OR letter.died_at < $7)
+                     LIMIT $8) AS taken
+             GROUP BY taken.name, taken.cause
+            """,
+            *_named(select),
+            AT_ONCE + 1,
+        )
+        count = sum(row["n"] for row in rows)
         return Preview(
-            count=len(taken),
-            destinations=_counted(row["name"] for row in taken),
-            causes=_counted(row["cause"] for row in taken),
-            oldest=min((row["died_at"] for row in taken), default=None),
-            more=len(snapshot) > AT_ONCE,
+            count=min(count, AT_ONCE),
+            destinations=_summed((row["name"], row["n"]) for row in rows),
+            causes=_summed((row["cause"], row["n"]) for row in rows),
+            oldest=min((row["oldest"] for row in rows), default=None),
+            more=count > AT_ONCE,
         )
 
     async def replay(self, select: Select, *, reason: str, actor: str) -> Repair:
@@ -207,108 +236,129 @@ class DeadLetters:
 
         In the order in which their events were accepted, so that where order is asked for it is kept.
         """
-        snapshot = await self._snapshot(select)
-        repair, count = uuid4(), 0
-        for batch in _batches(snapshot[:AT_ONCE]):
-            async with self._database.transaction() as connection:
-                rows = await connection.fetch(
-                    """
-                    WITH chosen AS MATERIALIZED (
-                        SELECT letter.event_id, letter.destination
-                          FROM dead_letters AS letter
-                          JOIN unnest($1::uuid[], $2::smallint[], $3::timestamptz[])
-                               AS frozen (event_id, destination, died_at) USING (event_id, destination, died_at)
-                         ORDER BY letter.event_id, letter.destination
-                           FOR UPDATE OF letter
-                    ), gone AS (
-                        DELETE FROM dead_letters AS letter
-                         USING chosen
-                         WHERE (letter.event_id, letter.destination) = (chosen.event_id, chosen.destination)
-                        RETURNING letter.event_id, letter.destination, letter.lane, letter.key, letter.give_up,
-                                  letter.attempts
-                    ), sent AS (
-                        INSERT INTO pending (event_id, due_at, owed_since, key, lane, give_up, attempts, spared)
-                        SELECT event_id, now(), now(), key, lane, give_up, attempts, attempts
-                          FROM gone
-                         ORDER BY event_id, lane
-                        ON CONFLICT (event_id, lane) DO NOTHING
-                    ), told AS (
-                        INSERT INTO tally (day, what, destination, n)
-                        SELECT event_day(event_id), 4, destination, -count(*)
-                          FROM gone
-                         GROUP BY 1, 3
-                    )
-                    SELECT gone.event_id, destinations.name, gone.lane,
-                           coalesce(event.traceparent, carried.traceparent) AS traceparent
+
+        async def send(connection: Connection, batch: Sequence[Record]) -> Sequence[Record]:
+            return await connection.fetch(
+                """
+                WITH gone AS (
+                    DELETE FROM dead_letters AS letter
+                     USING unnest($1::uuid[], $2::smallint[]) AS chosen (event_id, destination)
+                     WHERE (letter.event_id, letter.destination) = (chosen.event_id, chosen.destination)
+                    RETURNING letter.event_id, letter.destination, letter.lane, letter.key, letter.give_up,
+                              letter.attempts
+                ), sent AS (
+                    INSERT INTO pending (event_id, due_at, owed_since, key, lane, give_up, attempts, spared)
+                    SELECT event_id, now(), now(), key, lane, give_up, attempts, attempts
                       FROM gone
-                      JOIN destinations ON destinations.id = gone.destination
-                      LEFT JOIN events AS event ON event.id = gone.event_id
-                      LEFT JOIN carried_events AS carried ON carried.id = gone.event_id
-                     ORDER BY gone.event_id, destinations.name
-                    """,
-                    *_frozen(batch),
+                     ORDER BY event_id, lane
+                    ON CONFLICT (event_id, lane) DO NOTHING
+                ), told AS (
+                    INSERT INTO tally (day, what, destination, n)
+                    SELECT event_day(event_id), 4, destination, -count(*)
+                      FROM gone
+                     GROUP BY 1, 3
                 )
-                await _note(connection, "dead-letters.replay", repair, rows, select=select, reason=reason, actor=actor)
+                SELECT gone.event_id, destinations.name, gone.lane,
+                       coalesce(event.traceparent, carried.traceparent) AS traceparent
+                  FROM gone
+                  JOIN destinations ON destinations.id = gone.destination
+                  LEFT JOIN events AS event ON event.id = gone.event_id
+                  LEFT JOIN carried_events AS carried ON carried.id = gone.event_id
+                 ORDER BY gone.event_id, destinations.name
+                """,
+                *_identities(batch),
+            )
+
+        async def sent(rows: Sequence[Record]) -> None:
             await self._wake({row["lane"] for row in rows})
             self._trace(rows)
-            count += len(rows)
-        return Repair(id=repair, count=count, more=len(snapshot) > AT_ONCE)
+
+        return await self._repair(select, "dead-letters.replay", send, sent, reason=reason, actor=actor)
 
     async def discard(self, select: Select, *, reason: str, actor: str) -> Repair:
         """Lay aside: these deliveries will never be made, and the reason stands with each of them."""
-        snapshot = await self._snapshot(select)
-        repair, count = uuid4(), 0
-        for batch in _batches(snapshot[:AT_ONCE]):
-            async with self._database.transaction() as connection:
-                rows = await connection.fetch(
-                    """
-                    WITH chosen AS MATERIALIZED (
-                        SELECT letter.event_id, letter.destination
-                          FROM dead_letters AS letter
-                          JOIN unnest($1::uuid[], $2::smallint[], $3::timestamptz[])
-                               AS frozen (event_id, destination, died_at) USING (event_id, destination, died_at)
-                         ORDER BY letter.event_id, letter.destination
-                           FOR UPDATE OF letter
-                    ), gone AS (
-                        DELETE FROM dead_letters AS letter
-                         USING chosen
-                         WHERE (letter.event_id, letter.destination) = (chosen.event_id, chosen.destination)
-                        RETURNING letter.event_id, letter.destination
-                    ), kept AS (
-                        INSERT INTO discards (event_id, destination, actor, reason)
-                        SELECT event_id, destination, $4, $5
-                          FROM gone
-                         ORDER BY event_id, destination
-                    ), told AS (
-                        INSERT INTO tally (day, what, destination, n)
-                        SELECT event_day(event_id), what, destination, sign * count(*)
-                          FROM gone
-                         CROSS JOIN (VALUES (4, -1), (5, 1)) AS change (what, sign)
-                         GROUP BY 1, 2, 3, sign
-                    )
-                    SELECT gone.event_id, destinations.name
+
+        async def lay_aside(connection: Connection, batch: Sequence[Record]) -> Sequence[Record]:
+            return await connection.fetch(
+                """
+                WITH gone AS (
+                    DELETE FROM dead_letters AS letter
+                     USING unnest($1::uuid[], $2::smallint[]) AS chosen (event_id, destination)
+                     WHERE (letter.event_id, letter.destination) = (chosen.event_id, chosen.destination)
+                    RETURNING letter.event_id, letter.destination
+                ), kept AS (
+                    INSERT INTO discards (event_id, destination, actor, reason)
+                    SELECT event_id, destination, $3, $4
                       FROM gone
-                      JOIN destinations ON destinations.id = gone.destination
-                     ORDER BY gone.event_id, destinations.name
-                    """,
-                    *_frozen(batch),
-                    actor,
-                    reason,
+                     ORDER BY event_id, destination
+                ), told AS (
+                    INSERT INTO tally (day, what, destination, n)
+                    SELECT event_day(event_id), what, destination, sign * count(*)
+                      FROM gone
+                     CROSS JOIN (VALUES (4, -1), (5, 1)) AS change (what, sign)
+                     GROUP BY 1, 2, 3, sign
                 )
-                await _note(connection, "dead-letters.discard", repair, rows, select=select, reason=reason, actor=actor)
+                SELECT gone.event_id, destinations.name
+                  FROM gone
+                  JOIN destinations ON destinations.id = gone.destination
+                 ORDER BY gone.event_id, destinations.name
+                """,
+                *_identities(batch),
+                actor,
+                reason,
+            )
+
+        return await self._repair(select, "dead-letters.discard", lay_aside, reason=reason, actor=actor)
+
+    async def _repair(
+        self,
+        select: Select,
+        action: str,
+        write: Callable[[Connection, Sequence[Record]], Awaitable[Sequence[Record]]],
+        written: Callable[[Sequence[Record]], Awaitable[None]] | None = None,
+        *,
+        reason: str,
+        actor: str,
+    ) -> Repair:
+        """Batch after batch, each of them whole: its rows, its books and its audit row; `written` comes after the commit."""
+        _refuse_empty(select)
+        frozen: datetime = await self._database.fetchval("SELECT clock_timestamp()")
+        repair, count, after = uuid4(), 0, None
+        while count < AT_ONCE:
+            async with self._database.transaction() as connection:
+                batch = await self._lock(connection, select, frozen, after, min(BATCH, AT_ONCE - count))
+                if not batch:
+                    return Repair(id=repair, count=count, more=False)
+                rows = await write(connection, batch)
+                await note(
+                    connection,
+                    actor=actor,
+                    action=action,
+                    target=str(batch[0]["event_id"]) if select.single else "dead-letters",
+                    reason=reason,
+                    detail={
+                        "id": repair,
+                        "select": select,
+                        "count": len(rows),
+                        "deliveries": [f"{row['event_id']}/{row['name']}" for row in rows],
+                    },
+                )
+            if written:
+                await written(rows)
             count += len(rows)
-        return Repair(id=repair, count=count, more=len(snapshot) > AT_ONCE)
+            after = (batch[-1]["event_id"], batch[-1]["destination"])
+        return Repair(id=repair, count=count, more=(await self.preview(select)).count > 0)
 
-    async def _snapshot(self, select: Select) -> Sequence[Record]:
-        """The letters that match now, the oldest event first, and one more than are taken at once.
+    async def _lock(
+        self, connection: Connection, select: Select, frozen: datetime, after: tuple[UUID, int] | None, most: int
+    ) -> Sequence[Record]:
+        """The next letters that match and were dead at that instant, the oldest event first, locked.
 
-        `died_at` belongs to their identity here: a letter that was replayed and died again is another one.
+        So nothing that dies later, or dies again, is taken; what somebody else takes first is passed over.
         """
-        if select.empty:
-            raise EmptySelectionError("name what to take: an empty selection would match every dead letter")
-        return await self._database.fetch(
+        return await connection.fetch(
             """
-            SELECT letter.event_id, letter.destination, letter.died_at, letter.cause, destinations.name
+            SELECT letter.event_id, letter.destination
               FROM dead_letters AS letter
               JOIN destinations ON destinations.id = letter.destination
              WHERE ($1::uuid[] IS NULL OR letter.event_id = ANY($1))
@@ -323,20 +373,24 @@ class DeadLetters:
                     OR EXISTS (SELECT FROM carried_events WHERE id = letter.event_id AND facility = $5))
                AND ($6::timestamptz IS NULL OR letter.died_at >= $6)
                AND ($7::timestamptz IS NULL OR letter.died_at < $7)
+               AND letter.died_at <= $8
+               AND ($9::uuid IS NULL OR (letter.event_id, letter.destination) > ($9, $10))
              ORDER BY letter.event_id, letter.destination
-             LIMIT $8
+             LIMIT $11
+               FOR UPDATE OF letter
             """,
             *_named(select),
-            AT_ONCE + 1,
+            frozen,
+            *(after or (None, None)),
+            most,
         )
 
     async def _wake(self, lanes: set[int]) -> None:
-        """Tell the dispatchers, after the commit; whoever misses it finds the deliveries by the poll."""
-        if lanes:
-            with suppress(Unavailable):
-                await self._database.execute(
-                    "SELECT pg_notify('sluicegate_wake', $1)", ",".join(str(lane) for lane in sorted(lanes))
-                )
+        """Tell the dispatchers; whoever misses it finds the deliveries by the poll."""
+        with suppress(Unavailable):
+            await self._database.execute(
+                "SELECT pg_notify($1, $2)", WAKE, ",".join(str(lane) for lane in sorted(lanes))
+            )
 
     def _trace(self, rows: Sequence[Record]) -> None:
         """A span for each delivery that was sent again, linked to the one that created its event."""
@@ -349,6 +403,11 @@ class DeadLetters:
                 row["event_id"],
                 {Attribute.MESSAGING_DESTINATION_NAME: row["name"], Attribute.REPLAYED: True},
             )
+
+
+def _refuse_empty(select: Select) -> None:
+    if select.empty:
+        raise EmptySelectionError("Name what to take: an empty selection would match every dead letter.")
 
 
 def _named(select: Select) -> tuple[object, ...]:
@@ -364,44 +423,8 @@ def _named(select: Select) -> tuple[object, ...]:
     )
 
 
-def _batches(letters: Sequence[Record]) -> Iterator[Sequence[Record]]:
-    return (letters[start : start + BATCH] for start in range(0, len(letters), BATCH))
-
-
-def _frozen(letters: Sequence[Record]) -> tuple[list[UUID], list[int], list[datetime]]:
-    """The identities of letters, as the statements above take them."""
-    return (
-        [letter["event_id"] for letter in letters],
-        [letter["destination"] for letter in letters],
-        [letter["died_at"] for letter in letters],
-    )
-
-
-async def _note(
-    connection: Connection,
-    action: str,
-    repair: UUID,
-    rows: Sequence[Record],
-    *,
-    select: Select,
-    reason: str,
-    actor: str,
-) -> None:
-    """One audit row a batch, with every delivery that it took."""
-    if rows:
-        await note(
-            connection,
-            actor=actor,
-            action=action,
-            target=str(rows[0]["event_id"]) if select.single else "dead-letters",
-            reason=reason,
-            detail={
-                "id": repair,
-                "select": select,
-                "count": len(rows),
-                "deliveries": [f"{row['event_id']}/{row['name']}" for row in rows],
-            },
-        )
+def _identities(letters: Sequence[Record]) -> tuple[list[UUID], list[int]]:
+    return [letter["event_id"] for letter in letters], [letter["destination"] for letter in letters]
 
 
 def _letter(row: Record) -> Letter:
@@ -433,8 +456,9 @@ def _cause(row: Record) -> Cause:
     )
 
 
-def _counted(words: Iterable[str]) -> dict[str, int]:
-    counts: dict[str, int] = {}
-    for word in words:
-        counts[word] = counts.get(word, 0) + 1
-    return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
+def _summed(counts: Iterable[tuple[str, int]]) -> dict[str, int]:
+    """By name, the greatest first."""
+    sums: Counter[str] = Counter()
+    for name, count in counts:
+        sums[name] += count
+    return dict(sorted(sums.items(), key=lambda item: (-item[1], item[0])))

@@ -191,20 +191,15 @@ async def test_two_people_who_replay_the_same_replay_it_once(
     assert await books_balance(database)
 
 
-async def test_a_letter_that_died_again_meanwhile_is_not_in_the_snapshot(
-    letters: DeadLetters, rows: Rows, database: Database
-) -> None:
-    event = await rows.letter()
-    snapshot = await letters._snapshot(Select(events=(event,)))
-    await letters.replay(Select(events=(event,)), reason="r", actor="Maria")
-    await rows.dead(event, "picky")
-
-    async def frozen(select: Select) -> object:
-        return snapshot
-
-    letters._snapshot = frozen  # type: ignore[method-assign,assignment]
-    assert (await letters.replay(Select(events=(event,)), reason="r", actor="Omar")).count == 0
-    assert await rows.count("dead_letters") == 1
+async def test_what_dies_while_a_replay_runs_is_not_in_it(letters: DeadLetters, rows: Rows, database: Database) -> None:
+    """So a partner that refuses again is not asked again and again by one replay."""
+    await rows.letter()
+    frozen = await database.fetchval("SELECT clock_timestamp()")
+    again = await rows.letter()
+    async with database.transaction() as connection:
+        taken = await letters._lock(connection, Select(destination="picky"), frozen, None, 10)
+    assert len(taken) == 1
+    assert taken[0]["event_id"] != again
 
 
 async def test_what_is_more_than_is_taken_at_once_is_taken_by_running_again(
