@@ -341,6 +341,7 @@ json_values = st.recursive(
     gap=st.sampled_from(["", " ", "\n\t"]),
     ascii_only=st.booleans(),
 )
+@settings(deadline=None)
 def test_duplicates_are_found_exactly_where_a_full_parse_finds_them(
     members: list[tuple[str, object]], inner: list[tuple[str, object]], gap: str, ascii_only: bool
 ) -> None:
@@ -554,7 +555,7 @@ def test_what_is_no_timestamp_is_unmet(raw: str) -> None:
 
 
 @given(at=st.datetimes(), offset=st.integers(-14 * 60, 14 * 60), digits=st.integers(6, 9))
-@settings(max_examples=300)
+@settings(max_examples=300, deadline=None)
 def test_every_way_of_writing_an_instant_is_kept_as_one_text(at: datetime, offset: int, digits: int) -> None:
     of = POLICY_OF_TIMESTAMP
     try:
@@ -657,7 +658,7 @@ ANYTHING = st.recursive(
 
 
 @given(body=st.binary(max_size=300))
-@settings(max_examples=300)
+@settings(max_examples=300, deadline=None)
 def test_no_bytes_raise(body: bytes) -> None:
     assert isinstance(BOTH.minimize(body), Unreadable | Unmet)
 
@@ -671,7 +672,7 @@ def test_no_bytes_raise(body: bytes) -> None:
         max_size=4,
     )
 )
-@settings(max_examples=200)
+@settings(max_examples=200, deadline=None)
 def test_no_values_raise_and_what_is_kept_is_always_storable(changes: dict[str, object]) -> None:
     match BOTH.minimize(order(**changes)):
         case Minimized() as found:
