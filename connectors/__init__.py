@@ -101,6 +101,9 @@ class _Kinds(Mapping[str, Kind]):
             raise TypeError(f'the entry point "{name}" of sluicegate.connectors names no connectors.Kind')
         return kind
 
+    def __contains__(self, name: object) -> bool:
+        return name in self._OURS or name in self._theirs
+
     def __iter__(self) -> Iterator[str]:
         yield from self._OURS
         yield from self._theirs
