@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 AT_ONCE = 100_000  # letters that one replay or discard takes; run again, it takes the next
 BATCH = 1_000  # of these in one transaction
 
-Word = Annotated[str, msgspec.Meta(min_length=1, max_length=256, pattern=r"^[^\x00-\x1f\x7f]+$")]
+Word = Annotated[str, msgspec.Meta(min_length=1, max_length=512, pattern=r"^[^\x00-\x1f\x7f]+$")]
 Instant = Annotated[datetime, msgspec.Meta(tz=True)]
 
 

@@ -40,6 +40,9 @@ class TokenRecord:
     created_at: datetime
 
 
+THE_PROGRAM = "program"  # who holds a destination by itself; nobody else may go by that name
+
+
 class Tokens:
     """`sg_<id>_<secret>`: the id finds the row, the secret (256 bits) proves the holder.
 
@@ -52,6 +55,8 @@ class Tokens:
 
     async def create(self, name: str, role: Role, *, by: str) -> str:
         """A new token.  This is the only time that it can be seen."""
+        if name == THE_PROGRAM:
+            raise ValueError(f"{name!r} is what the program calls itself in holds and in the audit")
         token, secret = token_hex(6), token_urlsafe(32)
         async with self._database.transaction() as connection:
             await connection.execute(

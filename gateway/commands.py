@@ -20,7 +20,7 @@ from connectors import kinds
 from connectors.settings import did_you_mean
 from dead_letter.audit import Audit
 from dead_letter.letters import DeadLetters, EmptySelectionError, Select
-from dead_letter.tokens import Role, Tokens
+from dead_letter.tokens import THE_PROGRAM, Role, Tokens
 from gateway import config as configuration
 from gateway import show
 from gateway.config import Config, ConfigurationError
@@ -249,6 +249,8 @@ def schema() -> str:
 
 def create_token(path: Path, name: str, role: str) -> str:
     holder = one_line(name, "--name")
+    if holder == THE_PROGRAM:
+        raise click.BadParameter("that is what the program calls itself; take another name", param_hint="--name")
     return at_desk(path, lambda desk: desk.tokens.create(holder, Role(role), by=me()))
 
 

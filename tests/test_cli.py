@@ -375,7 +375,8 @@ async def test_a_token_stands_alone_on_the_last_line_and_is_good(shell: Shell, d
     assert await Tokens(database).holder(token) is None
     assert "no token of this id" in await shell.fail("token", "revoke", listed["id"])
     assert "is not one of" in await shell.fail("token", "create", "--name", "x", "--role", "god", code=2)
-    assert "--name" in await shell.fail("token", "create", "--name", " ", "--role", "viewer", code=2)
+    for name in (" ", "two\nlines", "program"):
+        assert "--name" in await shell.fail("token", "create", "--name", name, "--role", "viewer", code=2)
 
 
 async def test_the_schema_is_json(shell: Shell) -> None:
