@@ -132,13 +132,14 @@ class JsonRpc:
         self, model: str, method: str, ids: Sequence[int] | None, arguments: Mapping[str, object], tracing: Tracing
     ) -> object:
         uid = self._uid or await self._log_in(tracing)
-        by_position = [] if ids is None else [list(ids)]
+        by_name = dict(arguments)
+        by_position = [*([] if ids is None else [list(ids)]), *(by_name.pop(name) for name in _UNNAMED.get(method, ()))]
         try:
             return await self._post(
                 tracing,
                 "object",
                 "execute_kw",
-                [self._login.database, uid, self._login.key, model, method, by_position, dict(arguments)],
+                [self._login.database, uid, self._login.key, model, method, by_position, by_name],
             )
         except Fault as fault:
             if fault.name.endswith("AccessDenied"):
@@ -214,6 +215,10 @@ class JsonRpc:
             raise Failed(wire.lost(error)) from None
         except (ValueError, KeyError, TypeError, AttributeError):  # odoorpc believes that Odoo answers
             raise Failed(not_odoo(200, {})) from None
+
+
+_UNNAMED = {"write": ["vals"], "check_access_rights": ["operation"]}
+"""Arguments that modules which extend a method call differently, and that web clients always gave by position."""
 
 
 class _Wire:

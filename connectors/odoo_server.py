@@ -53,6 +53,9 @@ class OdooSystem(Settings):
     """Calls at a time, of all its destinations together: each one keeps a worker of Odoo busy."""
 
 
+JSON2_SINCE = 19
+ESCAPES_SINCE = 17  # before, `message_post` took the body for HTML
+
 LONGEST_CALL = timedelta(seconds=60)
 """Odoo repeats a call that collides with another by itself, for half a minute.  What changes something is given that
 time, whatever the destination's own patience, so that we know when it is over."""
@@ -93,6 +96,7 @@ class Server:
         self._opening = asyncio.Lock()
         self._door: Door | None = None
         self._context: dict[str, object] = {}
+        self._escapes = False
         self._turns: WeakValueDictionary[Record, asyncio.Lock] = WeakValueDictionary()
         self._effects: set[asyncio.Task[object]] = set()
 
@@ -134,6 +138,12 @@ class Server:
         turn.effect.add_done_callback(self._effects.discard)
         return await asyncio.shield(turn.effect)
 
+    async def escapes(self, tracing: Tracing) -> bool:
+        """Whether this Odoo makes text of what is posted as a note."""
+        if self._door is None:
+            await self._open(tracing)
+        return self._escapes
+
     async def close(self) -> None:
         for effect in tuple(self._effects):
             effect.cancel()
@@ -163,7 +173,14 @@ class Server:
 
     async def _choose(self, tracing: Tracing) -> Door:
         transport = self._settings.transport
-        if transport == "json2" or (transport == "auto" and await self._version(tracing) >= 19):
+        try:
+            major = JSON2_SINCE if transport == "json2" else await self._version(tracing)
+        except Failed:
+            if transport == "auto":
+                raise
+            major = 0  # a proxy may let nothing but the API through
+        self._escapes = major >= ESCAPES_SINCE
+        if transport == "json2" or (transport == "auto" and major >= JSON2_SINCE):
             return Json2(self._client, self._url, self._login)
         return JsonRpc(
             self._url,

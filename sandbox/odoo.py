@@ -413,10 +413,10 @@ class OdooStandIn:
         body_is_html: bool = False,
         **more: Any,
     ) -> list[int]:
-        """The same call twice posts two messages; `body` is escaped."""
+        """The same call twice posts two messages; `body` is escaped (before 17 it was taken for HTML)."""
         del more
         self._check_access(call, "write")
-        written = body if body_is_html else f"<p>{html.escape(body)}</p>"
+        written = body if body_is_html or self._major < 17 else f"<p>{html.escape(body)}</p>"
         return [
             self.add(
                 "mail.message",

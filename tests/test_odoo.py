@@ -286,6 +286,15 @@ async def test_text_is_never_html(world: World, opens: Opens) -> None:
         assert "<a " not in written
 
 
+async def test_text_is_never_html_in_an_old_odoo_either(starts: Starts, opens: Opens) -> None:
+    stand_in = await starts(version="16.0")
+    due = delivery(await stand_in.record(), remark="<b>x</b>")
+    connector = opens(stand_in, do="note", text="{data.remark}")
+    assert isinstance(await connector.deliver(due), Delivered)
+    assert isinstance(await connector.deliver(due), Duplicate)
+    assert await stand_in.notes(str(due.event.subject)) == [f"&lt;b&gt;x&lt;/b&gt; [{due.key}]"]
+
+
 async def test_a_check_of_a_login_with_all_rights_is_content(world: World, opens: Opens) -> None:
     for settings in (NOTE, ACTIVITY, {"do": "write", "values": {world.words: "x"}}):
         assert await opens(world, **settings, model=world.model).check() == Delivered()
