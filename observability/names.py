@@ -113,6 +113,8 @@ class LogEvent(StrEnum):
     BREAKER_CLOSED = "breaker.closed"
     LANE_TAKEN_OVER = "lane.taken_over"
     LANE_LOST = "lane.lost"
+    PRESENCE_LOST = "presence.lost"  # the connection on which a dispatcher lives and listens
+    LOOP_HANGS = "loop.hangs"
 
     DEAD_LETTERS_REPLAYED = "dead_letters.replayed"
     DEAD_LETTERS_DISCARDED = "dead_letters.discarded"

@@ -70,7 +70,14 @@ class Dispatcher:
     """One process' share of the lanes."""
 
     def __init__(
-        self, outbox: Outbox, *, database: Database, clock: DatabaseClock, metrics: Metrics, tracing: Tracing, lease: timedelta = LEASE
+        self,
+        outbox: Outbox,
+        *,
+        database: Database,
+        clock: DatabaseClock,
+        metrics: Metrics,
+        tracing: Tracing,
+        lease: timedelta = LEASE,
     ) -> None:
         self._outbox = outbox
         self._database = database
@@ -193,12 +200,17 @@ class Dispatcher:
             return
         self._lease_ends = asked + self._lease.total_seconds()
         standing = await self._outbox.owned(self._number)
-        self._lose([own.lane for own in list(self._lanes.values()) if (own.lane.number, own.lane.epoch) not in standing])
+        self._lose(
+            [own.lane for own in list(self._lanes.values()) if (own.lane.number, own.lane.epoch) not in standing]
+        )
         await self._share(living)
         for own in list(self._lanes.values()):
             if own.leaving and own.idle:
                 await self._outbox.give_back([own.lane])
                 del self._lanes[own.lane.number]
+        for number, target in self._targets.items():
+            owned = sum(own.lane.destination == number for own in self._lanes.values())
+            self._gates[number].scale(owned / target.lanes)
         self._metrics.lanes_owned.set(len(self._lanes))
 
     async def _share(self, living: list[int]) -> None:
@@ -218,7 +230,11 @@ class Dispatcher:
             self._lanes[lane.number] = OwnedLane(lane, careful=target.concurrency)
             self._metrics.takeovers.labels(careful=str(lane.vanished).lower()).inc()
             log.info(
-                LogEvent.LANE_TAKEN_OVER, lane=lane.number, destination=target.name, epoch=lane.epoch, careful=lane.vanished
+                LogEvent.LANE_TAKEN_OVER,
+                lane=lane.number,
+                destination=target.name,
+                epoch=lane.epoch,
+                careful=lane.vanished,
             )
         self._work.set()
 
@@ -403,7 +419,10 @@ class Dispatcher:
                     return
                 outcome = await self._try(target, delivery)
                 decision = self._decide(target, taken, delivery, outcome)
-                span.ended(kind_of(outcome).word, failed=not isinstance(outcome, Pending) and decision.verdict != Verdict.DELIVERED)
+                span.ended(
+                    kind_of(outcome).word,
+                    failed=not isinstance(outcome, Pending) and decision.verdict != Verdict.DELIVERED,
+                )
             took = timedelta(seconds=time.monotonic() - began)
             self._done.append(_settlement(own, taken, target, outcome, decision, at, took, span.trace_id))
         except Unavailable:
@@ -444,6 +463,7 @@ class Dispatcher:
                 own.forget(taken)
         else:
             self._metrics.attempts.labels(destination=target.name, outcome=kind_of(outcome).word).inc()
+        self._metrics.in_flight.labels(destination=target.name).set(gate.in_flight)
         self._metrics.concurrency_limit.labels(destination=target.name).set(gate.limit)
         self._metrics.breaker_open.labels(destination=target.name).set(gate.paused)
         if measure is not None:
@@ -460,7 +480,9 @@ class Dispatcher:
                 case BackOff(until=until):
                     await self._outbox.leave_alone(target.number, until)
                 case HoldForCause(until=until, reason=reason):
-                    log.error(LogEvent.DESTINATION_HELD, destination=target.name, reason=reason, until=until.isoformat())
+                    log.error(
+                        LogEvent.DESTINATION_HELD, destination=target.name, reason=reason, until=until.isoformat()
+                    )
                     await self._outbox.hold_for_cause(target.number, until, reason)
 
     async def _killed_too_often(self, own: OwnedLane, taken: Taken, target: Target) -> bool:
@@ -590,5 +612,7 @@ def _storable(words: str | None) -> str | None:
 def cause_of(destination: str, outcome: Outcome) -> str:
     """What dead letters are grouped by: destination:outcome:code, the code a status or the reason's first words."""
     reason: str = getattr(outcome, "reason", "")
-    code = str(outcome.status) if outcome.status is not None else re.sub(r"[^A-Za-z0-9._]+", "-", reason).strip("-")[:60]
+    code = (
+        str(outcome.status) if outcome.status is not None else re.sub(r"[^A-Za-z0-9._]+", "-", reason).strip("-")[:60]
+    )
     return f"{destination}:{kind_of(outcome).word}:{code or 'none'}"

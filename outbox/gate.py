@@ -47,6 +47,7 @@ class Gate:
     def __init__(self, *, most: int, per_second: float | None = None) -> None:
         self.in_flight = 0
         self._most = most
+        self._share = 1.0
         self._limit = float(most)
         self._per_second = per_second
         self._tokens = 1.0
@@ -58,6 +59,15 @@ class Gate:
         self._pauses = 0
         self._blocked_since: datetime | None = None
         self._holds = 0
+
+    def scale(self, share: float) -> None:
+        """This process owns that share of the destination's lanes, and so of what may go there at once and in a time."""
+        self._share = share
+        self._limit = min(self._limit, self._top)
+
+    @property
+    def _top(self) -> float:
+        return max(1.0, self._most * self._share)
 
     @property
     def limit(self) -> int:
@@ -95,14 +105,15 @@ class Gate:
         """Seconds until the rate lets one start; 0 where it does."""
         if self._per_second is None or self._tokens >= 1:
             return 0.0
-        return (1 - self._tokens) / self._per_second
+        return (1 - self._tokens) / max(self._per_second * self._share, 0.001)
 
     def _refill(self, now: datetime) -> float:
         assert self._per_second is not None
         if self._counted_at is not None:
             passed = max(0.0, (now - self._counted_at).total_seconds())
-            burst = max(1.0, self._per_second / 10)  # a tenth of a second's worth
-            self._tokens = min(burst, self._tokens + passed * self._per_second)
+            rate = self._per_second * self._share
+            burst = max(1.0, rate / 10)  # a tenth of a second's worth
+            self._tokens = min(burst, self._tokens + passed * rate)
         self._counted_at = now
         return self._tokens
 
@@ -117,7 +128,8 @@ class Gate:
             case None:
                 return None
             case Delivered() | Duplicate() | Pending() | Refused():
-                return self._succeeded()
+                self._succeeded()
+                return None
             case Blocked(reason=reason):
                 return self._blocked(reason, now)
             case Retry(whole_destination=True, after=after):
@@ -129,7 +141,7 @@ class Gate:
 
     def _succeeded(self) -> None:
         """It answers: a refusal of one delivery is as good a sign of life as its acceptance."""
-        self._limit = min(float(self._most), self._limit + 1 / self._limit)
+        self._limit = min(self._top, self._limit + 1 / self._limit)
         self._failures = 0
         self._latest.append(True)
         self._pauses = 0

@@ -77,5 +77,6 @@ def wait_for(schedule: Schedule, *, tries: int, asked: timedelta | None, random:
     """The n-th wait; what the destination asked for is the least, spread by up to the first wait on top."""
     if asked is not None:
         return min(max(asked, timedelta(0)), LONGEST_WISH) + schedule.first * random()
-    doublings = min(max(tries, 1) - 1, 40)
-    return min(schedule.cap, schedule.first * 2**doublings) * random()
+    doublings: int = min(max(tries, 1) - 1, 20)
+    longest: timedelta = min(schedule.cap, schedule.first * (1 << doublings))
+    return longest * random()

@@ -1,0 +1,277 @@
+"""The way of one request: authenticate → minimize → route → outbox.add → 202."""
+
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from hashlib import blake2b
+from ipaddress import ip_address
+from uuid import UUID
+
+import structlog
+from aiohttp import web
+
+from gateway.authenticate import Caller, Presented, Reason, Scheme, Unauthorized, scheme_for
+from gateway.authenticate.peer import Address, Network, client_address
+from gateway.config import Config
+from gateway.config_sections import AnySource
+from gateway.minimize import Minimized, Policies, Unmet, Unreadable
+from gateway.problems import problem, unavailable
+from gateway.refusals import Refusals
+from gateway.request_body import Unacceptable, judge_head, read_body
+from gateway.routes import Routes
+from gateway.token_bucket import TokenBucket
+from observability.logs import log_sparingly
+from observability.metrics import Metrics
+from observability.names import LogEvent
+from observability.tracing import Accepted, Tracing
+from outbox.clock import DatabaseClock, Identities
+from outbox.database import Unavailable
+from outbox.event import Event
+from outbox.intake_batch import IntakeBatch
+from outbox.store import Arrival, Debt, Destination, Seen
+
+log = structlog.get_logger()
+
+
+class Refusal(Exception):  # noqa: N818  an answer, not a mistake
+    """Whatever was sent is not taken; `code` for metrics and logs, `answer` for the caller."""
+
+    def __init__(self, code: str, answer: web.Response, digest: UUID | None = None) -> None:
+        super().__init__(code)
+        self.code = code
+        self.answer = answer
+        self.digest = digest
+
+
+class Intake:
+    """The door at POST /hooks/{source}."""
+
+    def __init__(
+        self,
+        *,
+        batch: IntakeBatch,
+        clock: DatabaseClock,
+        metrics: Metrics,
+        tracing: Tracing,
+        refusals: Refusals,
+        key: bytes,
+        share: int = 1,
+    ) -> None:
+        """`key` is that of digests and pseudonyms; a rate limit is shared by `share` processes."""
+        self._batch = batch
+        self._clock = clock
+        self._identities = Identities(clock.seconds)
+        self._metrics = metrics
+        self._tracing = tracing
+        self._refusals = refusals
+        self._key = key
+        self._share = share
+        self._sources: Mapping[str, _Door] = {}
+        self._routes = Routes({})
+        self._destinations: Mapping[str, Destination] = {}
+        self._proxies: tuple[Network, ...] = ()
+
+    async def adopt(self, config: Config, destinations: Mapping[str, Destination]) -> None:
+        """From now on this configuration; requests that are under way end by the one that they began with."""
+        before = self._sources
+        self._sources = {
+            name: _Door(source, config, self._metrics, key=self._key, share=self._share)
+            for name, source in config.sources.items()
+        }
+        self._routes = Routes(config.routes, give_up={name: d.retry.give_up for name, d in config.destinations.items()})
+        self._destinations = destinations
+        self._proxies = config.serve.trusted_proxies
+        for door in before.values():
+            await door.scheme.close()
+
+    async def close(self) -> None:
+        for door in self._sources.values():
+            await door.scheme.close()
+
+    async def accept(self, request: web.Request) -> web.StreamResponse:
+        """One post, answered: 202 when it is durable, 200 when it was there, a problem otherwise."""
+        began = time.monotonic()
+        name = request.match_info["source"]
+        door = self._sources.get(name)
+        if door is None:
+            self._refusals.refused("", "unknown_source")
+            return problem(404, "Unknown source", "There is no source of this name.")
+        with self._tracing.accept(name, request.headers.get("traceparent"), trust=door.source.trust_trace) as span:
+            try:
+                answer = await self._take(request, door, span)
+            except Refusal as refusal:
+                answer = refusal.answer
+                span.refused(refusal.code, answer.status)
+                self._refusals.refused(name, refusal.code, refusal.digest)
+                log_sparingly(
+                    LogEvent.REQUEST_REFUSED, level="info", source=name, reason=refusal.code, status=answer.status
+                )
+            except Unavailable:
+                answer = unavailable()
+                span.refused("unavailable", answer.status)
+                log_sparingly(LogEvent.POSTGRES_AWAY, part="intake")
+            span.answered(answer.status)
+        door.seconds(time.monotonic() - began)
+        return answer
+
+    async def _take(self, request: web.Request, door: "_Door", span: Accepted) -> web.Response:
+        peer = self._peer(request)
+        if door.limit is not None and not door.limit.take(time.monotonic()):
+            wait = str(max(1, round(door.limit.wait)))
+            raise Refusal(
+                "rate_limited", problem(429, "Too many requests", "Slow down.", headers={"Retry-After": wait})
+            )
+        body = await self._read(request, door)
+        caller = await self._authenticate(request, door, body, peer)
+        digest = self._digest(b"body", body)
+        minimized = self._minimize(door, body, digest)
+        identity = self._identities.next()
+        with span.produce(identity, minimized.type) as traceparent:
+            event = self._event(identity, door.source.name, minimized, traceparent)
+            same = self._same(event, minimized, caller, digest)
+            debts = self._debts(event)
+            answer = await self._batch.add(
+                Arrival(event=event, data=minimized.document, same=same, digest=digest, debts=debts)
+            )
+        self._refusals.dropped(door.source.name, minimized.policy, minimized.dropped)
+        if isinstance(answer, Seen):
+            if caller.signed_id is not None and answer.digest not in {digest, None}:
+                again = problem(409, "Same id, other body", "This id was used for another body; the first one stands.")
+                raise Refusal("same_id_other_body", again, digest)
+            span.duplicate_of(answer.event)
+            door.duplicates()
+            return _answer(200, answer.event, duplicate=True)
+        door.accepted()
+        if not debts:
+            self._metrics.unrouted.labels(door.source.name).inc()
+            log.info(LogEvent.EVENT_UNROUTED, event_id=str(event.id), source=event.source, type=event.type)
+        log.debug(LogEvent.EVENT_ACCEPTED, event_id=str(event.id), source=event.source, type=event.type)
+        return _answer(202, event.id, duplicate=False)
+
+    async def expect(self, request: web.Request) -> web.StreamResponse | None:
+        """`Expect: 100-continue`: a body that its head alone condemns is not asked for."""
+        door = self._sources.get(request.match_info["source"])
+        if door is None or request.headers["Expect"].lower() != "100-continue":
+            return None
+        try:
+            judge_head(request, door.source.body)
+        except Unacceptable as wrong:
+            self._refusals.refused(door.source.name, wrong.code)
+            return _unread(wrong)
+        await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        request.writer.output_size = 0  # the answer proper has not begun
+        return None
+
+    # ── the steps ────────────────────────────────────────────────────────────────────────────────
+
+    def _peer(self, request: web.Request) -> Address | None:
+        peer: Address | None = None
+        with suppress(ValueError):
+            peer = ip_address(request.remote or "")
+        return client_address(peer, request.headers.getall("X-Forwarded-For", ()), self._proxies)
+
+    async def _read(self, request: web.Request, door: "_Door") -> bytes:
+        try:
+            judge_head(request, door.source.body)
+            return await read_body(request, door.source.body)
+        except Unacceptable as wrong:
+            raise Refusal(wrong.code, _unread(wrong)) from wrong
+
+    async def _authenticate(self, request: web.Request, door: "_Door", body: bytes, peer: Address | None) -> Caller:
+        """One answer for every reason: which check failed is told to us, never to the caller."""
+        if door.source.from_ and (peer is None or not any(peer in network for network in door.source.from_)):
+            raise Refusal("wrong_address", _not_proven(), self._digest(b"body", body))
+        token = request.match_info.get("token")
+        presented = Presented(headers=request.headers, body=body, token=token, peer=peer, at=time.time())
+        match await door.scheme.authenticate(presented):
+            case Unauthorized(reason=Reason() as reason, undecided=True):
+                raise Refusal(reason, unavailable("It could not be told who you are; nothing was stored. Try again."))
+            case Unauthorized(reason=reason):
+                raise Refusal(reason, _not_proven(), self._digest(b"body", body))
+            case Caller() as caller:
+                door.used(caller.secret)
+                return caller
+
+    def _minimize(self, door: "_Door", body: bytes, digest: UUID) -> Minimized:
+        match door.policies.minimize(body):
+            case Unreadable(reason=reason):
+                raise Refusal("unreadable", problem(400, "Unreadable body", reason), digest)
+            case Unmet(reason=reason):
+                raise Refusal("policy_not_met", problem(422, "Policy not met", reason), digest)
+            case Minimized() as minimized:
+                return minimized
+
+    def _event(self, identity: UUID, source: str, minimized: Minimized, traceparent: str) -> Event:
+        received_at = self._clock.now()
+        return Event(
+            id=identity,
+            source=source,
+            type=minimized.type,
+            subject=minimized.subject,
+            facility=minimized.facility,
+            time=minimized.time or received_at,
+            data=minimized.data,
+            policy=minimized.policy,
+            policy_version=minimized.version,
+            received_at=received_at,
+            traceparent=traceparent,
+        )
+
+    def _same(self, event: Event, minimized: Minimized, caller: Caller, digest: UUID) -> UUID:
+        """The dedup key: the id that the sender signed; else what the policy says; else the whole body."""
+        source = event.source.encode()
+        if caller.signed_id is not None:
+            return self._digest(b"id", source, caller.signed_id.encode())
+        if minimized.same is not None:
+            return self._digest(b"same", source, minimized.policy.encode(), minimized.same.encode())
+        return self._digest(b"same body", source, digest.bytes)
+
+    def _debts(self, event: Event) -> tuple[Debt, ...]:
+        debts = []
+        for owed in self._routes.choose(source=event.source, type=event.type, facility=event.facility, data=event.data):
+            destination = self._destinations[owed.destination]
+            lane, key = destination.place(event.id, event.subject, ordered=owed.ordered)
+            debts.append(Debt(lane=lane, destination=destination.id, key=key, give_up=owed.give_up))
+        return tuple(debts)
+
+    def _digest(self, purpose: bytes, *parts: bytes) -> UUID:
+        """128 bits under our key: equal inputs are recognised, and nobody without the key can try them out."""
+        mac = blake2b(key=self._key, person=purpose, digest_size=16)
+        for part in parts:
+            mac.update(len(part).to_bytes(8, "big"))
+            mac.update(part)
+        return UUID(bytes=mac.digest())
+
+
+class _Door:
+    """One source, compiled."""
+
+    def __init__(self, source: AnySource, config: Config, metrics: Metrics, *, key: bytes, share: int) -> None:
+        self.source = source
+        self.scheme: Scheme = scheme_for(source)
+        self.policies = Policies([config.policies[name] for name in source.accepts], key=key)
+        self.limit = None if source.limit is None else TokenBucket(per_second=source.limit.per_second / share)
+        self.accepted = metrics.accepted.labels(source.name).inc
+        self.duplicates = metrics.duplicates.labels(source.name).inc
+        self.seconds = metrics.request_seconds.labels(source.name).observe
+        self._secrets = metrics.secret_used
+
+    def used(self, secret: int) -> None:
+        """Which secret verified: one that stands still can be retired."""
+        self._secrets.labels(self.source.name, str(secret)).inc()
+
+
+def _answer(status: int, event: UUID, *, duplicate: bool) -> web.Response:
+    body = f'{{"id":"{event}","duplicate":{"true" if duplicate else "false"}}}'
+    return web.Response(status=status, body=body.encode(), content_type="application/json")
+
+
+def _not_proven() -> web.Response:
+    return problem(401, "Not proven", "The request does not prove that it comes from this source.")
+
+
+def _unread(wrong: Unacceptable) -> web.Response:
+    """What is left of the body is not waited for."""
+    answer = problem(wrong.status, wrong.title, wrong.detail)
+    answer.force_close()
+    return answer

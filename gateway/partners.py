@@ -1,0 +1,43 @@
+"""The connectors of a configuration, opened: one for each destination, and one system for those that share it."""
+
+from collections.abc import Mapping
+from contextlib import AsyncExitStack
+
+from connectors import Connector, Opening, System, kinds
+from gateway.config import Config
+from observability.tracing import Tracing
+
+
+class Partners:
+    def __init__(self, connectors: Mapping[str, Connector], opened: AsyncExitStack) -> None:
+        self.connectors = connectors
+        self._opened = opened
+
+    @classmethod
+    async def open(cls, config: Config, *, tracing: Tracing, version: str) -> "Partners":
+        """Nothing is sent: a partner is first spoken to by a delivery or a check."""
+        async with AsyncExitStack() as opened:
+            systems: dict[str, System] = {}
+            for name, system in config.systems.items():
+                kind = kinds()[system.connector]
+                if kind.open_system:
+                    systems[name] = kind.open_system(system.settings, system.timeout)
+                    opened.push_async_callback(systems[name].close)
+            connectors: dict[str, Connector] = {}
+            for name, destination in config.destinations.items():
+                opening = Opening(
+                    destination=name,
+                    settings=destination.settings,
+                    system=systems.get(destination.system) if destination.system else None,
+                    timeout=destination.timeout,
+                    concurrency=destination.concurrency,
+                    tracing=tracing,
+                    version=version,
+                )
+                connectors[name] = kinds()[destination.connector].connect(opening)
+                opened.push_async_callback(connectors[name].close)
+            return cls(connectors, opened.pop_all())
+        raise AssertionError
+
+    async def close(self) -> None:
+        await self._opened.aclose()

@@ -1,0 +1,379 @@
+"""One process at work: all parts, put together.  The only place that knows everybody."""
+
+import asyncio
+import base64
+import os
+from collections.abc import Mapping
+from contextlib import AsyncExitStack, suppress
+from dataclasses import dataclass
+from datetime import timedelta
+from hashlib import sha256
+from importlib.metadata import version
+from pathlib import Path
+
+import msgspec
+import structlog
+from aiohttp import web
+
+from dead_letter.audit import Audit
+from dead_letter.letters import DeadLetters
+from dead_letter.tokens import Tokens
+from gateway import config as configuration
+from gateway.api import api
+from gateway.config import Config, ConfigurationError
+from gateway.intake import Intake
+from gateway.listening import Listening
+from gateway.partners import Partners
+from gateway.problems import problems_only
+from gateway.refusals import Refusals
+from gateway.watchdog import Watchdog
+from observability.logs import log_sparingly
+from observability.metrics import Metrics
+from observability.names import LogEvent
+from observability.tracing import Tracing
+from outbox.clock import DatabaseClock
+from outbox.database import Database, Unavailable
+from outbox.destinations import Destinations
+from outbox.dispatcher import Dispatcher, Target
+from outbox.intake_batch import IntakeBatch
+from outbox.partitions import Partitions
+from outbox.records import Records
+from outbox.retention import Keep, Retention
+from outbox.retry import Schedule
+from outbox.store import Destination, Outbox
+from outbox.upkeep import Task, Upkeep
+from outbox.waking import Waker
+
+log = structlog.get_logger()
+
+DRAIN = timedelta(seconds=30)
+ORDERED_SHARDS = 16
+LARGEST_SKEW = timedelta(seconds=5)
+VERSION = version("sluicegate")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Place:
+    """Where this process works: which part it plays, on which Postgres, beside how many others on the same port."""
+
+    role: str  # all, gateway or dispatcher
+    dsn: str
+    workers: int
+    metrics: Path | None  # where the metrics of several workers come together
+
+
+class Service:
+    """Opens its parts from the bottom up, and closes them in the opposite order."""
+
+    def __init__(self, config: Config, place: Place, environ: Mapping[str, str]) -> None:
+        self._config = config
+        self._place = place
+        self._environ = environ
+        self._parts = AsyncExitStack()
+        self._stopping = False
+        self._destinations: dict[str, Destination] = {}
+        self._retired: set[asyncio.Task[None]] = set()
+
+    @property
+    def _gateway(self) -> bool:
+        return self._place.role in {"all", "gateway"}
+
+    @property
+    def _dispatching(self) -> bool:
+        return self._place.role in {"all", "dispatcher"}
+
+    # ── life ─────────────────────────────────────────────────────────────────────────────────────
+
+    async def start(self, metrics: Metrics) -> None:
+        """At work when it returns.  Raises Unavailable, UnsuitableError, OSError (an address that is taken)."""
+        self.metrics = metrics
+        observed = self._config.observability
+        self.tracing = Tracing.start(observed.otlp, observed.sample, VERSION, metrics)
+        self._parts.push_async_callback(asyncio.to_thread, self.tracing.close)
+        await self._open_database()
+        await self._open_outbox()
+        self._watchdog = Watchdog(metrics.loop_lag_seconds.observe)
+        self._watchdog.start()
+        self._parts.push_async_callback(self._watchdog.stop)
+        if self._dispatching:
+            self._parts.push_async_callback(self.dispatcher.stop, DRAIN)
+            await self.dispatcher.start(self._targets())
+        self.upkeep.start()
+        self._parts.push_async_callback(self.upkeep.stop)
+        self._parts.push_async_callback(self._flush)
+        listening = Listening(self._application())
+        self._parts.push_async_callback(listening.close)
+        await listening.open(self._config.serve.listen, share=self._place.workers > 1)
+
+    async def stop(self) -> None:
+        """Take nothing more, finish what is under way, hand over the rest."""
+        self._stopping = True
+        await self._parts.aclose()
+
+    def again(self) -> "Service":
+        """A new one, after this one could not start."""
+        return Service(self._config, self._place, self._environ)
+
+    async def _open_database(self) -> None:
+        """Pools of their own, so that nobody's question can keep intake or dispatch from a connection."""
+        waited = self.metrics.pool_wait_seconds.observe
+
+        async def opened(application: str, size: int, *, pinned: bool = False) -> Database:
+            database = await Database.connect(
+                self._place.dsn,
+                size=size,
+                application=f"sluicegate {application}",
+                pinned=pinned,
+                waited=lambda wait: waited(wait.total_seconds()),
+            )
+            self._parts.push_async_callback(database.close)
+            return database
+
+        self._intake_database = await opened("intake", 4)
+        self._dispatch_database = await opened("dispatch", 4, pinned=True)
+        self._operators_database = await opened("operators", 4)
+
+    async def _open_outbox(self) -> None:
+        config = self._config
+        self.clock = DatabaseClock()
+        await self.clock.ask(self._intake_database)
+        self.partitions = Partitions(self._operators_database, dedup=config.retention.dedup)
+        await self._make_partitions()
+        self.outbox = Outbox(intake=self._intake_database, dispatch=self._dispatch_database)
+        self.waker = Waker(self.outbox)
+        self._parts.push_async_callback(self.waker.close)
+        self.batch = IntakeBatch(
+            self.outbox,
+            buckets=lambda: self.partitions.buckets(self.clock.now()),
+            wake=self.waker.wake,
+            sizes=self.metrics.batch_size.observe,
+        )
+        self._parts.push_async_callback(self.batch.close)
+        self.records = Records(self._operators_database)
+        self.letters = DeadLetters(self._operators_database, tracing=self.tracing)
+        self.refusals = Refusals(self._operators_database, self.metrics)
+        self.dispatcher = Dispatcher(
+            self.outbox, database=self._dispatch_database, clock=self.clock, metrics=self.metrics, tracing=self.tracing
+        )
+        self.waker.dispatch_here(self.dispatcher.wake)
+        self.intake = Intake(
+            batch=self.batch,
+            clock=self.clock,
+            metrics=self.metrics,
+            tracing=self.tracing,
+            refusals=self.refusals,
+            key=key_of(config),
+            share=self._place.workers,
+        )
+        self._parts.push_async_callback(self.intake.close)
+        self.upkeep = Upkeep(self._tasks(), self.metrics)
+        await self._adopt(config)
+        self._parts.push_async_callback(self._close_partners)
+
+    # ── configuration ────────────────────────────────────────────────────────────────────────────
+
+    async def reload(self) -> None:
+        """Read the file again; a bad one is refused with all its mistakes, and the old one goes on."""
+        try:
+            config = configuration.load(self._config.path, self._environ)
+        except ConfigurationError as error:
+            for mistake in error.mistakes:
+                log.error(LogEvent.CONFIG_REFUSED, mistake=str(mistake))
+            return
+        if fixed := needs_restart(self._config, config):
+            log.error(LogEvent.CONFIG_REFUSED, mistake=f"{', '.join(fixed)} cannot change while it runs; restart it")
+            return
+        try:
+            before = self.partners
+            await self._adopt(config)
+        except Unavailable as error:
+            log.error(LogEvent.CONFIG_REFUSED, mistake=f"{error}; send SIGHUP again")  # noqa: TRY400
+            return
+        if self._dispatching:
+            self.dispatcher.retarget(self._targets())
+        retired = asyncio.create_task(self._retire(before))
+        self._retired.add(retired)
+        retired.add_done_callback(self._retired.discard)
+        log.info(LogEvent.CONFIG_RELOADED, digest=config.digest[:12])
+
+    async def _adopt(self, config: Config) -> None:
+        ordered = {name for route in config.routes.values() if route.order for name in route.to}
+        shards = {name: ORDERED_SHARDS if name in ordered else 1 for name in config.destinations}
+        self._destinations = await self.outbox.ensure_destinations(shards)
+        self.partners = await Partners.open(config, tracing=self.tracing, version=VERSION)
+        keep = Keep(
+            events=config.retention.events, dead_letters=config.retention.dead_letters, audit=config.retention.audit
+        )
+        self.retention = Retention(self._operators_database, self.partitions, keep)
+        await self.intake.adopt(config, self._destinations)
+        self._config = config
+
+    async def _retire(self, partners: Partners) -> None:
+        """What is in flight ends by the connectors that it began with."""
+        await asyncio.sleep(
+            max((d.timeout.total_seconds() for d in self._config.destinations.values()), default=0) + 10
+        )
+        await partners.close()
+
+    async def _close_partners(self) -> None:
+        for retired in self._retired:
+            retired.cancel()
+        await self.partners.close()
+
+    def _targets(self) -> list[Target]:
+        return [
+            Target(
+                number=self._destinations[name].id,
+                name=name,
+                lanes=len(self._destinations[name].lanes),
+                connector=self.partners.connectors[name],
+                schedule=Schedule(first=d.retry.first, cap=d.retry.cap, give_up=d.retry.give_up),
+                timeout=d.timeout,
+                concurrency=d.concurrency,
+                per_second=d.rate.per_second if d.rate else None,
+            )
+            for name, d in self._config.destinations.items()
+        ]
+
+    # ── upkeep ───────────────────────────────────────────────────────────────────────────────────
+
+    def _tasks(self) -> list[Task]:
+        return [
+            Task("clock", timedelta(seconds=30), self._ask_the_time),
+            Task("partitions", timedelta(minutes=10), self._make_partitions),
+            Task("retention", timedelta(hours=1), self._drop_what_is_over),
+            Task("tally", timedelta(seconds=30), lambda: self.retention.roll_up()),
+            Task("proof", timedelta(hours=1), self._prove),
+            Task("books", timedelta(seconds=15), self._report),
+            Task("refusals", timedelta(seconds=1), self.refusals.flush),
+        ]
+
+    async def _ask_the_time(self) -> None:
+        await self.clock.ask(self._intake_database)
+        self.metrics.clock_offset_seconds.set(-self.clock.skew.total_seconds())
+        if abs(self.clock.skew) > LARGEST_SKEW:
+            log.error(LogEvent.CLOCK_SKEWED, ahead=round(self.clock.skew.total_seconds(), 1))
+
+    async def _make_partitions(self) -> None:
+        ahead = await self.partitions.ensure(self.clock.now())
+        self.metrics.partitions_ahead.report(ahead)
+
+    async def _drop_what_is_over(self) -> None:
+        for name in await self.retention.run(self.clock.now()):
+            log.info(LogEvent.PARTITION_DROPPED, name=name)
+
+    async def _prove(self) -> None:
+        for day in await self.retention.prove(self.clock.now()):
+            log.error(LogEvent.BOOKS_UNBALANCED, day=f"{day:%Y-%m-%d}")
+
+    async def _report(self) -> None:
+        """What the database says of the destinations, for the metrics."""
+        standings = await self.records.standings()
+        held = {s.name: s for s in standings if s.state == "held"}
+        flowing = [s for s in standings if s.name not in held]
+        self.metrics.waiting.report({s.name: s.waiting for s in flowing})
+        self.metrics.held.report({s.name: s.waiting for s in held.values()})
+        self.metrics.dead.report({s.name: s.dead for s in standings})
+        self.metrics.oldest_waiting_seconds.report({s.name: s.oldest_waiting_seconds or 0 for s in flowing})
+        self.metrics.balanced.report(float(all(s.balanced for s in standings)))
+        for standing in standings:
+            if not standing.balanced:
+                log.error(LogEvent.BOOKS_UNBALANCED, destination=standing.name)
+
+    async def _flush(self) -> None:
+        with suppress(Unavailable):
+            await self.refusals.flush()
+
+    # ── HTTP ─────────────────────────────────────────────────────────────────────────────────────
+
+    def _application(self) -> web.Application:
+        application = web.Application(middlewares=[problems_only])
+        application.router.add_get("/live", self._live)
+        application.router.add_get("/ready", self._ready)
+        application.router.add_get("/metrics", self._metrics)
+        if self._gateway:
+            for path in ("/hooks/{source}", "/hooks/{source}/{token}"):
+                application.router.add_post(path, self.intake.accept, expect_handler=self.intake.expect)
+            application.add_subapp("/api/v1", self._api())
+        return application
+
+    def _api(self) -> web.Application:
+        return api(
+            records=self.records,
+            letters=self.letters,
+            tokens=Tokens(self._operators_database),
+            destinations=Destinations(self._operators_database),
+            audit=Audit(self._operators_database),
+            connectors=lambda: {name: d.connector for name, d in self._config.destinations.items()},
+            version=VERSION,
+        )
+
+    async def _live(self, _: web.Request) -> web.Response:
+        return web.json_response({"live": True})
+
+    async def _ready(self, _: web.Request) -> web.Response:
+        missing = await self._missing()
+        body = {"ready": not missing, "missing": missing, "version": VERSION, "configuration": self._config.digest}
+        return web.Response(
+            status=503 if missing else 200,
+            body=msgspec.json.encode(body),
+            content_type="application/json",
+            headers={"Cache-Control": "no-store", **({"Retry-After": "2"} if missing else {})},
+        )
+
+    async def _missing(self) -> list[str]:
+        """What keeps this process from work, in words."""
+        missing = []
+        if self._stopping:
+            missing.append("it is stopping")
+        try:
+            await self._intake_database.fetchval("SELECT 1", timeout=timedelta(seconds=1))
+        except Unavailable:
+            missing.append("the database does not answer")
+            log_sparingly(LogEvent.POSTGRES_AWAY, part="readiness")
+        if abs(self.clock.skew) > LARGEST_SKEW:
+            missing.append(f"this clock is {self.clock.skew.total_seconds():+.0f} s off the database's")
+        if self._dispatching and not self.dispatcher.alive:
+            missing.append("the dispatcher has no lease")
+        try:
+            self.partitions.buckets(self.clock.now())
+        except RuntimeError as error:
+            missing.append(str(error))
+        return missing
+
+    async def _metrics(self, _: web.Request) -> web.Response:
+        text = await asyncio.to_thread(self.metrics.render)
+        return web.Response(body=text, headers={"Content-Type": "text/plain; version=0.0.4; charset=utf-8"})
+
+
+def needs_restart(old: Config, new: Config) -> list[str]:
+    """The keys that a running process cannot take on."""
+    changed = []
+    if old.serve.listen != new.serve.listen:
+        changed.append("serve.listen")
+    if old.serve.workers != new.serve.workers:
+        changed.append("serve.workers")
+    if (old.database == "embedded") != (new.database == "embedded"):
+        changed.append("database")
+    if old.observability != new.observability:
+        changed.append("observability")
+    if old.retention.dedup != new.retention.dedup:
+        changed.append("retention.dedup")
+    return changed
+
+
+def key_of(config: Config) -> bytes:
+    """The 32 bytes that digests and pseudonyms are made under: the configured key, or the one in data/key, made once."""
+    if config.key is not None:
+        return sha256(config.key.bytes).digest()
+    path = config.folder / "data" / "key"
+    with suppress(FileExistsError):
+        path.parent.mkdir(mode=0o700, exist_ok=True)
+        made = path.with_name(f"key.{os.getpid()}")
+        made.write_bytes(base64.b64encode(os.urandom(32)) + b"\n")
+        made.chmod(0o600)
+        try:
+            os.link(made, path)  # whole or not at all, and only the first one's
+        finally:
+            made.unlink()
+    return sha256(path.read_bytes().strip()).digest()
