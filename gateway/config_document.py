@@ -205,7 +205,8 @@ def _compose(file: str, text: str) -> Node | None:
     try:
         node: Node | None = YAML(typ="safe", pure=True).compose(text)
     except MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
+        marks = (error.problem_mark, error.context_mark)
+        mark = next(filter(None, reversed(marks) if "unexpected end" in str(error.problem) else marks), None)
         line = mark.line + 1 if mark else 0
         raise ConfigurationError([Mistake(file, line, "", _yaml_problem(str(error.problem), text, line))]) from None
     except ReaderError as error:

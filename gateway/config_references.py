@@ -133,7 +133,8 @@ def _about_route(name: str, route: Route, parts: Parts) -> Iterator[Contradictio
         return
     if arriving := _arriving(when.source or tuple(parts.sources), parts):
         yield from _about_when((*path, "when"), when, arriving)
-        yield from _about_classes((*path, "to"), route, arriving, parts)
+        taken = [policy for policy in arriving.values() if _may_take(when, policy)]
+        yield from _about_taken(path, route, taken, parts)
 
 
 def _arriving(sources: Iterable[str], parts: Parts) -> Mapping[str, Policy] | None:
@@ -182,12 +183,11 @@ def _about_data(
         yield Contradiction(path, "asks for fields that no policy keeps together; make two routes of it")
 
 
-def _about_classes(path: Place, route: Route, arriving: Mapping[str, Policy], parts: Parts) -> Iterator[Contradiction]:
-    taken = [
-        policy
-        for policy in arriving.values()
-        if _has_type(policy, route.when.type) and route.when.data.keys() <= policy.keep.keys()
-    ]
+def _about_taken(path: Place, route: Route, taken: Sequence[Policy], parts: Parts) -> Iterator[Contradiction]:
+    """What the route does with the events that it takes."""
+    if route.order == "subject" and taken and not any(policy.subject for policy in taken):
+        problem = "is by subject, but no policy whose events come here has one; give it a subject, or leave order out"
+        yield Contradiction((*path, "order"), problem)
     for index, name in enumerate(route.to):
         destination = parts.destinations.get(name)
         if destination is None or destination.right is None or destination.hides(("receives",)):
@@ -196,7 +196,7 @@ def _about_classes(path: Place, route: Route, arriving: Mapping[str, Policy], pa
         for policy in taken:
             if CLASSES.index(policy.class_) > CLASSES.index(receives):
                 yield Contradiction(
-                    (*path, index),
+                    (*path, "to", index),
                     f'names "{name}", which receives {receives}, but what comes here by policy "{policy.name}" is '
                     f"{policy.class_}; send it elsewhere, or let the destination say receives: {policy.class_}",
                 )
@@ -228,6 +228,10 @@ def _words(field: AnyField) -> list[str]:
             return ["false", "true"]
         case _:
             return [_ANY]
+
+
+def _may_take(when: When, policy: Policy) -> bool:
+    return _has_type(policy, when.type) and when.data.keys() <= policy.keep.keys()
 
 
 def _has_type(policy: Policy, wanted: Sequence[str] | None) -> bool:

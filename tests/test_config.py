@@ -100,7 +100,7 @@ policies:
     purpose: money back
     match: {kind: refund, final: true}
     type: shop.refund
-    keep: {id: {from: id, type: int}}
+    keep: {id: {from: id, type: int}, more: {from: more, type: int, optional: true}}
   order:
     version: 1
     purpose: shop orders
@@ -389,7 +389,7 @@ MISTAKES = {
     "a mapping for a word": ("purpose: money back", "purpose: {money: back}", "purpose: {money", "policies.refund.purpose is a mapping, but must be a text"),
     "a name with a space": ("  rest:\n", "  the rest:\n", "the rest", 'routes."the rest" is no name; use up to 63 of a-z, 0-9 and -, beginning with a letter or digit'),
     "a field with a capital": ("buyer: {from", "Buyer: {from", "Buyer", "policies.order.keep.Buyer is no name of a field; use a-z, 0-9 and _, and begin with a letter"),
-    "nothing to keep": ("keep: {id: {from: id, type: int}}", "keep: {}", "keep: {}", "policies.refund.keep is empty; write at least one"),
+    "nothing to keep": ("keep: {id: {from: id, type: int}, more: {from: more, type: int, optional: true}}", "keep: {}", "keep: {}", "policies.refund.keep is empty; write at least one"),
     # quantities
     "a duration without a unit": ("tolerance: 5m", "tolerance: 300", "300", "sources.meter.tolerance is 300, which is no duration; write one as 500ms, 10s, 5m, 72h, 30d or 6y"),
     "a duration of nothing": ("timeout: 5s", "timeout: 0s", "0s", 'destinations.ledger.timeout is "0s", but must be longer than nothing'),
@@ -468,6 +468,8 @@ MISTAKES = {
     "a condition on a pseudonym": ("data: {total:", "data: {buyer: 5, total:", "buyer: 5", "routes.paid.when.data.buyer is kept as a pseudonym, which no route can judge; keep what the route needs in a field of its own"),
     "a condition on a list": ("data: {total:", "data: {lines: 5, total:", "lines: 5", "routes.paid.when.data.lines is a list, which no route can judge; keep what the route needs in a field of its own"),
     "a class above what a destination receives": ("purpose: money back", "class: workforce_pii\n    purpose: money back", "to: [ledger]\n", 'routes.rest.to names "ledger", which receives metadata, but what comes here by policy "refund" is workforce_pii; send it elsewhere, or let the destination say receives: workforce_pii'),
+    "an order by what no policy has": ("    subject: order/{id}\n", "", "order: subject", "routes.paid.order is by subject, but no policy whose events come here has one; give it a subject, or leave order out"),
+    "a condition of fields that no policy keeps together": ("{type: shop.*}", "{type: shop.*, data: {more: 1, total: 1}}", "more: 1", "routes.rest.when.data asks for fields that no policy keeps together; make two routes of it"),
     # destinations
     "an unknown kind": ("connector: post", "connector: pst", "pst", 'destinations.ledger.connector names "pst", but there is no such kind; did you mean "post"?'),
     "no kind": ("    connector: post\n", "", "ledger:\n", "destinations.ledger needs a connector, or a system; write one of post, erp"),
@@ -483,13 +485,14 @@ MISTAKES = {
     "a key that is a list": ("    limit: 200/s\n", "    ? [limit]\n    : 200/s\n", "? [limit]", "sources.shop has a key that is no word; write a text, a whole number, true or false"),
     "a tag": ("purpose: money back", "purpose: !text money back", "!text", 'policies.refund.purpose begins with "!", a tag of YAML that is not known here; quote it'),
     "a tab": ("    limit: 200/s\n", "\tlimit: 200/s\n", "\tlimit", "has a tab where YAML wants spaces; replace it"),
-    "a bracket that is not closed": ("retention: {events: 30d, dedup: 7d}\n", "retention: {events: 30d, dedup: 7d\nmore: 1\n", "more", "has a bracket that is never closed, or lacks a comma; close it"),
+    "a bracket that is not closed": ("retention: {events: 30d, dedup: 7d}\n", "retention: {events: 30d, dedup: 7d\nlast: 1\n", "last", "has a bracket that is never closed, or lacks a comma; close it"),
+    "a quotation mark that is not closed": ("logs: console", 'logs: "console', 'logs: "console', "has a quotation mark that is never closed; close it"),
     "a second colon": ("purpose: money back", "purpose: money: back", "money: back", 'has a second ": " in one line; quote the value'),
     "a sign that YAML keeps": ("purpose: money back", "purpose: @money", "@money", "has a value that begins with a sign that YAML keeps for itself; quote it"),
     "a control character": ("money back", "money\x08back", "money\x08", "has a control character; delete it"),
     "a control character in quotes": ("money back", '"money\\0back"', "money\\0", "policies.refund.purpose has a control character, or half of one; delete it"),
     "half a character": ("money back", '"money \\ud83d"', "ud83d", "policies.refund.purpose has a control character, or half of one; delete it"),
-    "a key with a control character": ("{N: north,", '{"N\\0": north,', "N\\0", "policies.order.facility.of has a key with a control character, or half of one; delete it"),
+    "a key with a control character": ("S: south", '"S\\0": south', "S\\0", "policies.order.facility.of has a key with a control character, or half of one; delete it"),
     "an alias of nothing": ("money back", "*money", "*money", "has an alias (*) of what has no anchor (&) before it; write the value, or quote it"),
     "a second document": ("database: embedded\n", "database: embedded\n---\nmore: x\n", "---", 'has a second document after "---"; leave one'),
 }  # fmt: skip
@@ -669,7 +672,7 @@ def test_a_file_that_is_not_there_is_told(tmp_path: Path) -> None:
         (b"- a\n- b\n", ":1: the file is no mapping; write serve:, sources:, policies:, routes: and destinations:"),
         (b"sources\n", ":1: the file is no mapping; write serve:, sources:, policies:, routes: and destinations:"),
         (b"x: 1\n" * 300_000, ": is larger than 1 MiB; is it the right file?"),
-        (b"a: " + b"[" * 20_000, ": is no YAML; check it with a YAML editor"),
+        (b"a: " + b"[" * 3_000, ": is no YAML; check it with a YAML editor"),
         (
             b"sources: &all\n  shop: *all\n",
             ":2: sources.shop repeats itself without an end; write it out, without an alias",
@@ -731,10 +734,10 @@ def test_aliases_that_multiply_do_not_keep_it_busy(tmp_path: Path) -> None:
     lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x, x]"]
     lines += [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]" for n in range(1, 10)]
     path.write_text("\n".join(lines))
-    began = time.monotonic()
+    began = time.process_time()
     with pytest.raises(ConfigurationError, match="repeats itself without an end"):
         load(path, {})
-    assert time.monotonic() - began < 5
+    assert time.process_time() - began < 5
 
 
 def test_a_file_with_a_byte_order_mark_and_windows_line_ends_is_read(tmp_path: Path) -> None:
@@ -927,9 +930,9 @@ def test_an_accepted_pattern_is_done_soon_with_any_text(data: st.DataObject) -> 
     pattern = data.draw(PATTERNS.filter(lambda drawn: why_unsafe(drawn) is None))
     piece = data.draw(st.from_regex(pattern, fullmatch=True))[:20] or "a"
     text = (piece * LONGEST_CODE)[: LONGEST_CODE - 1] + "!"
-    began = time.perf_counter()
+    began = time.process_time()
     re.fullmatch(pattern, text)
-    assert time.perf_counter() - began < 0.5
+    assert time.process_time() - began < 0.5
 
 
 def test_the_characters_of_a_pattern_are_known_where_they_are_few() -> None:
