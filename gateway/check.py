@@ -2,27 +2,14 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
-from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import assert_never
 
-from connectors import (
-    Blocked,
-    Connector,
-    Delivered,
-    Duplicate,
-    Opening,
-    Outcome,
-    Pending,
-    Refused,
-    Retry,
-    System,
-    Unknown,
-    kinds,
-)
+from connectors import Blocked, Connector, Delivered, Duplicate, Outcome, Pending, Refused, Retry, Unknown
 from gateway.config import Config
 from gateway.config_sections import Destination
+from gateway.partners import Partners
 from observability.tracing import Tracing
 from outbox.database import Unavailable, UnsuitableError, migrations_pending
 from outbox.embedded import EmbeddedError, running
@@ -68,30 +55,13 @@ def _migrated(pending: Sequence[str], how: str) -> Finding:
 
 async def _destinations(config: Config, version: str) -> list[Finding]:
     """All at the same time: one that is slow does not hold up the others."""
-    async with AsyncExitStack() as opened:
-        tracing = Tracing.start(None, 0, version)
-        systems: dict[str, System] = {}
-        for name, system in config.systems.items():
-            kind = kinds()[system.connector]
-            if kind.open_system:
-                systems[name] = kind.open_system(system.settings, system.timeout)
-                opened.push_async_callback(systems[name].close)
-        connectors: list[tuple[Destination, Connector]] = []
-        for name, destination in config.destinations.items():
-            connector = kinds()[destination.connector].connect(
-                Opening(
-                    destination=name,
-                    settings=destination.settings,
-                    system=systems.get(destination.system) if destination.system else None,
-                    timeout=destination.timeout,
-                    concurrency=1,
-                    tracing=tracing,
-                    version=version,
-                )
-            )
-            opened.push_async_callback(connector.close)
-            connectors.append((destination, connector))
-        return await asyncio.gather(*(_destination(*found) for found in connectors))
+    partners = await Partners.open(config, tracing=Tracing.start(None, 0, version), version=version)
+    try:
+        return await asyncio.gather(
+            *(_destination(config.destinations[name], connector) for name, connector in partners.connectors.items())
+        )
+    finally:
+        await partners.close()
 
 
 async def _destination(destination: Destination, connector: Connector) -> Finding:
