@@ -57,6 +57,7 @@ def routes(text: str, *, keep: str, sources: tuple[str, ...] = ("odoo", "lab"), 
         "version": "1",
         "purpose": "a test",
         "type": '"{kind}"',
+        "subject": '"orders/{kind}"',
         "keep": f"{{kind: {{from: kind, {KINDS}}}, {keep}}}",
     }
     place = "{from: site, of: {N: north, S: south}}"
