@@ -352,17 +352,7 @@ Instant = Annotated[
 ]
 
 NAME: Final = r"[a-z0-9][a-z0-9-]{0,62}"
-
-
-def _name(text: str) -> str:
-    if not re.fullmatch(NAME, text):
-        raise ValueError("is no name; use up to 63 of a-z, 0-9 and -, and begin with a letter or a digit")
-    return text
-
-
-Name = Annotated[str, AfterValidator(_name), WithJsonSchema({"type": "string", "pattern": f"^{NAME}$"})]
-"""What a source, policy, route, system, facility or destination is called."""
-
+"""What a source, policy, route, system, facility or destination may be called."""
 
 _PLACEHOLDER: Final = re.compile(r"\{([a-z_][a-z0-9_.]*)\}")
 

@@ -499,7 +499,6 @@ def _json_path(text: str) -> str:
 
 JsonPath = Annotated[str, AfterValidator(_json_path)]
 """Keys of the body from the outside in: `data.asset`."""
-FieldName = Annotated[str, Field(pattern=r"^[a-z_][a-z0-9_]{0,62}$")]
 Domain = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]{0,62}$")]
 KIND: Final = "Its type; [type] is a list of it: int, decimal, bool, enum, uuid, timestamp, date or code."
 
