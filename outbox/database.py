@@ -261,6 +261,7 @@ BROKEN = (
     asyncpg.IdleSessionTimeoutError,
     asyncpg.IdleInTransactionSessionTimeoutError,
     asyncpg.ReadOnlySQLTransactionError,  # it was the primary once
+    asyncpg.InternalClientError,  # what asyncpg says when the server cut the connection just before
 )
 
 # After these it is as good as before, and the same call may do better later.

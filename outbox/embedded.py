@@ -17,6 +17,7 @@ import fcntl
 import importlib.metadata
 import importlib.util
 import os
+import signal
 import sys
 import time
 from collections.abc import AsyncIterator
@@ -168,7 +169,7 @@ class Embedded:
         while True:
             if not self._kept() and self._keeper is None:
                 self._start_keeper()
-            if (sockets := self._sockets()) and (dsn := await self._connected(sockets)):
+            if (sockets := self._sockets()) and (dsn := await self._connected(sockets)) and self._sockets() == sockets:
                 return dsn
             self._bury_keeper()
             if time.monotonic() - told > 2 and keeper.lock_file(self._place / "cluster")[7:8] == ["starting"]:
@@ -207,19 +208,21 @@ class Embedded:
             return
         try:
             pid, status = os.waitpid(self._keeper, os.WNOHANG)
-        except ChildProcessError:  # this program lets the kernel bury its children
-            pid, status = self._keeper, 0 if self._kept() else 1
+        except ChildProcessError:  # somebody else in this program has buried it
+            pid, status = self._keeper, 0
         if pid == 0:
             return
         self._keeper = None
-        if os.waitstatus_to_exitcode(status) > 0 and os.waitstatus_to_exitcode(status) != keeper.ANOTHER:
+        if os.waitstatus_to_exitcode(status) not in {0, keeper.ANOTHER, -signal.SIGKILL}:
             with self._log.open(errors="replace") as written:
                 written.seek(self._log_began)
                 said = " ".join(written.read()[-2000:].split())
             raise EmbeddedError(f"the embedded Postgres in {self._place} did not start. It said: {said}")
 
     def _sockets(self) -> str | None:
-        """Where to connect, once the server is ready that the keeper started."""
+        """Where to connect, once the server is ready that the keeper started, and not one before it."""
+        if not self._kept():
+            return None
         lines = keeper.lock_file(self._place / "cluster")
         with suppress(FileNotFoundError):
             if lines[7:8] == ["ready"] and lines[0] == (self._place / "keeper.lock").read_text():
@@ -245,7 +248,7 @@ class Embedded:
             with suppress(EmbeddedError):  # its words are in the log, and the next one may do better
                 self._bury_keeper()
             if not self._kept() and self._keeper is None:
-                log.warning(LogEvent.POSTGRES_AWAY, reason="its keeper was killed")
+                log.warning(LogEvent.POSTGRES_AWAY, reason="its keeper ended")
                 self._start_keeper()
 
     async def _await_end(self) -> None:

@@ -34,6 +34,7 @@ from enum import Enum, auto
 from pathlib import Path
 from queue import Empty, SimpleQueue
 
+SHORTEST_PAUSE, LONGEST_PAUSE = timedelta(milliseconds=100), timedelta(seconds=5)  # before it is started again
 ANOTHER = 3  # exit code: another keeper is at work here
 
 PROMISES = {
@@ -81,7 +82,7 @@ def main(folder: Path, binaries: Path) -> int:
     with contextlib.suppress(PermissionError):
         os.setsid()  # Ctrl-C at a terminal is for the program alone
     for meant_for_the_program in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(meant_for_the_program, signal.SIG_IGN)  # and the keeper follows the program
+        signal.signal(meant_for_the_program, lambda *_: None)  # not SIG_IGN, which Postgres would inherit
     os.umask(0o077)
     os.chdir(folder)
     with Path("keeper.lock").open("a") as keeper, Path("users.lock").open("a") as users:
@@ -115,14 +116,14 @@ def keep(server: "Server", keeper: int, users: int) -> int:
     news: SimpleQueue[News] = SimpleQueue()
     threading.Thread(target=await_nobody, args=(users, news), daemon=True).start()
     server.prepare()
-    served = False
+    served, pause = False, SHORTEST_PAUSE
     while True:
         server.start(news)
         heard = None
         while heard is None and not server.ready():
             heard = listen(news, timedelta(milliseconds=10))
         if heard is None:
-            served = True
+            served, pause = True, SHORTEST_PAUSE
             os.ftruncate(keeper, 0)
             os.write(keeper, str(server.pid).encode())
         if (heard or news.get()) is News.NOBODY_IS_LEFT:
@@ -131,8 +132,9 @@ def keep(server: "Server", keeper: int, users: int) -> int:
         if not served:
             raise SystemExit("keeper: Postgres ended while it was starting.")
         say("Postgres ended by itself and is started again.")
-        if listen(news, timedelta(milliseconds=200)) is News.NOBODY_IS_LEFT:
+        if listen(news, pause) is News.NOBODY_IS_LEFT:
             return 0
+        pause = min(2 * pause, LONGEST_PAUSE)
 
 
 def await_nobody(users: int, news: SimpleQueue[News]) -> None:
@@ -181,6 +183,8 @@ class Server:
             if made.returncode:
                 raise SystemExit("keeper: initdb could not make the data directory.")
             Path("new").rename("cluster")
+        for left in self._sockets.glob(".s.PGSQL.*"):  # of a server that was killed; nobody else's are here
+            left.unlink()
         settings = "".join(f"{name} = '{value}'\n" for name, value in (MANNERS | PROMISES).items())
         written = "# Written at every start.  To change what is not a promise of the program: ALTER SYSTEM.\n"
         Path("cluster/postgresql.conf").write_text(written + settings)
