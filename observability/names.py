@@ -111,7 +111,7 @@ class LogEvent(StrEnum):
     DESTINATION_RELEASED = "destination.released"
     BREAKER_OPENED = "breaker.opened"
     BREAKER_CLOSED = "breaker.closed"
-    LANE_TAKEN_OVER = "lane.taken_over"
+    LANES_TAKEN_OVER = "lanes.taken_over"
     LANE_LOST = "lane.lost"
     PRESENCE_LOST = "presence.lost"  # the connection on which a dispatcher lives and listens
     LOOP_HANGS = "loop.hangs"

@@ -6,8 +6,8 @@ import importlib.metadata
 import importlib.resources
 import re
 import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Self, TypeAlias
@@ -20,7 +20,8 @@ from observability.names import LogEvent
 
 SCHEMA = "sluicegate"
 OLDEST_POSTGRES = 14
-PATIENCE = timedelta(seconds=10)
+PATIENCE = timedelta(seconds=10)  # for a statement
+LONGEST_WAIT = timedelta(seconds=5)  # for a connection
 
 if TYPE_CHECKING:
     Connection: TypeAlias = asyncpg.pool.PoolConnectionProxy[asyncpg.Record]
@@ -65,15 +66,16 @@ class Database:
         application: str = "sluicegate",
         pinned: bool = False,
         patience: timedelta = PATIENCE,
+        wait: timedelta = LONGEST_WAIT,
         waited: Callable[[timedelta], None] | None = None,
     ) -> Self:
         """Open `size` connections; `pinned` ones keep to the plans that suit a queue.
 
-        `patience` is how long a statement may take, unless a call says less.  `waited` is told how long each caller
-        waited for a connection.
+        `patience` is how long a statement may take, unless a call says less; `wait`, how long a caller waits for a
+        connection.  `waited` is told how long each one did.
         """
-        address = Address(dsn=dsn, application=application, pinned=pinned, patience=patience)
-        with connecting():
+        address = Address(dsn=dsn, application=application, pinned=pinned, patience=patience, wait=wait)
+        with address.connecting():
             pool = await asyncpg.create_pool(
                 **address.arguments(),
                 min_size=size,
@@ -151,14 +153,14 @@ class Database:
 
     async def _acquire(self) -> Connection:
         """A free connection; one that was lost is opened again, with a few quick tries while Postgres restarts."""
-        began = time.monotonic()
-        with connecting():
+        began, wait = time.monotonic(), self._address.wait.total_seconds()
+        with self._address.connecting():
             try:
-                connection = await self._pool.acquire(timeout=LONGEST_WAIT.total_seconds())
+                connection = await self._pool.acquire(timeout=wait)
             except REPAIRABLE:
                 async for attempt in quick_tries():
                     with attempt:
-                        connection = await self._pool.acquire(timeout=LONGEST_WAIT.total_seconds())
+                        connection = await self._pool.acquire(timeout=wait)
         if self._waited:
             self._waited(timedelta(seconds=time.monotonic() - began))
         return connection
@@ -172,6 +174,7 @@ class Address:
     application: str = "sluicegate"
     pinned: bool = False
     patience: timedelta = PATIENCE
+    wait: timedelta = LONGEST_WAIT
 
     def arguments(self) -> dict[str, Any]:
         """For asyncpg.  The settings go out with the first packet, so neither a role's nor RESET's come before them."""
@@ -181,7 +184,7 @@ class Address:
         }
         return {
             "dsn": self.dsn,
-            "timeout": LONGEST_WAIT.total_seconds(),
+            "timeout": self.wait.total_seconds(),
             "command_timeout": self.patience.total_seconds() + 1,  # the server's own limit comes first
             "max_cached_statement_lifetime": 0,
             "target_session_attrs": None if "target_session_attrs" in self.dsn else "read-write",
@@ -190,7 +193,7 @@ class Address:
 
     @asynccontextmanager
     async def session(self) -> AsyncIterator[Session]:
-        with connecting():
+        with self.connecting():
             session = await asyncpg.connect(**self.arguments())
         try:
             await refuse_unsuitable(session)
@@ -201,6 +204,21 @@ class Address:
             raise
         finally:
             session.terminate()
+
+    @contextmanager
+    def connecting(self) -> Iterator[None]:
+        """While connecting, whatever is said is about the connection, so it is there or it is not."""
+        try:
+            yield
+        except asyncpg.ClientConfigurationError as error:
+            raise UnsuitableError(f"database: this is no address of a Postgres: {error}") from error
+        except TimeoutError as error:
+            raise Unavailable(
+                f"no connection to Postgres became free within {self.wait.total_seconds():g} s"
+            ) from error
+        except (OSError, asyncpg.InterfaceError, asyncpg.PostgresError, asyncpg.InternalClientError) as error:
+            reason, *_ = str(error).splitlines()
+            raise Unavailable(f"no connection to Postgres: {reason}") from error
 
 
 SESSION = {
@@ -224,8 +242,6 @@ PINS = {
     "enable_mergejoin": "off",
     "plan_cache_mode": "force_generic_plan",
 }
-
-LONGEST_WAIT = timedelta(seconds=5)  # for a free connection
 
 
 async def refuse_unsuitable(session: Session) -> None:
@@ -302,26 +318,6 @@ def why_unavailable(error: BaseException, connection: Connection | Session) -> s
     if isinstance(error, (*BROKEN, *BUSY)) or (isinstance(error, asyncpg.InterfaceError) and is_gone(connection)):
         return f"Postgres did not do it: {type(error).__name__}"
     return None
-
-
-class connecting:  # noqa: N801 — reads as what it surrounds
-    """While connecting, whatever the server says is about the connection: it is there or not."""
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
-        match error:
-            case asyncpg.ClientConfigurationError():
-                raise UnsuitableError(f"database: this is no address of a Postgres: {error}") from error
-            case TimeoutError():
-                waited = LONGEST_WAIT.total_seconds()
-                raise Unavailable(f"no connection to Postgres became free within {waited:g} s") from error
-            case OSError() | asyncpg.InterfaceError() | asyncpg.PostgresError():
-                reason, *_ = str(error).splitlines()
-                raise Unavailable(f"no connection to Postgres: {reason}") from error
-            case _:
-                return
 
 
 def quick_tries() -> AsyncRetrying:

@@ -142,6 +142,7 @@ class Dispatcher:
             await self._outbox.give_back([own.lane for own in self._lanes.values() if own.lane.number not in cut_off])
             await self._outbox.notify(WAKE, "")
             await self._outbox.leave(self._number)
+        self._lanes.clear()
         if self._presence is not None:
             await self._presence.close()
 
@@ -225,17 +226,13 @@ class Dispatcher:
                 own.empty()
         if len(staying) >= share or self._stopping:
             return
-        for lane in await self._outbox.lease(self._number, list(self._targets), share - len(staying)):
-            target = self._targets[lane.destination]
-            self._lanes[lane.number] = OwnedLane(lane, careful=target.concurrency)
+        taken = await self._outbox.lease(self._number, list(self._targets), share - len(staying))
+        for lane in taken:
+            self._lanes[lane.number] = OwnedLane(lane, careful=self._targets[lane.destination].concurrency)
             self._metrics.takeovers.labels(careful=str(lane.vanished).lower()).inc()
-            log.info(
-                LogEvent.LANE_TAKEN_OVER,
-                lane=lane.number,
-                destination=target.name,
-                epoch=lane.epoch,
-                careful=lane.vanished,
-            )
+        for careful in {lane.vanished for lane in taken}:
+            names = {self._targets[lane.destination].name for lane in taken if lane.vanished == careful}
+            log.info(LogEvent.LANES_TAKEN_OVER, lanes=len(taken), destinations=sorted(names), careful=careful)
         self._work.set()
 
     async def _sweep(self) -> None:

@@ -27,7 +27,12 @@ class Presence:
     """Draws the line, and draws it again for as long as it is wanted."""
 
     def __init__(
-        self, database: Database, *, dispatcher: int, woken: Callable[[str], None], destinations_changed: Callable[[], None]
+        self,
+        database: Database,
+        *,
+        dispatcher: int,
+        woken: Callable[[str], None],
+        destinations_changed: Callable[[], None],
     ) -> None:
         self._database = database
         self._dispatcher = dispatcher

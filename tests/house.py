@@ -98,7 +98,13 @@ class House:
         return self.destinations[name]
 
     def target(
-        self, name: str, partner: Partner, *, schedule: Schedule = QUICK, concurrency: int = 8, per_second: float | None = None
+        self,
+        name: str,
+        partner: Partner,
+        *,
+        schedule: Schedule = QUICK,
+        concurrency: int = 8,
+        per_second: float | None = None,
     ) -> Target:
         destination = self.destinations[name]
         return Target(

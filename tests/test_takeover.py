@@ -1,0 +1,202 @@
+"""Who delivers what, when there are several dispatchers, and when one of them is gone."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from datetime import timedelta
+
+import pytest_asyncio
+
+from outbox.event import Delivered, Delivery, Outcome, Retry
+from outbox.store import ALIVE, Reading, Settlement
+from outbox.retry import Verdict
+from outbox.lanes import BEGINNING, LOWEST
+from tests.house import House, Partner, house_on, until
+
+LEASE = timedelta(seconds=10)
+
+
+@pytest_asyncio.fixture
+async def house(dsn: str) -> AsyncIterator[House]:
+    async with house_on(dsn) as house:
+        yield house
+
+
+def settlement(house: House, lane, taken) -> Settlement:
+    return Settlement(
+        lane=lane.number, epoch=lane.epoch, taken=taken, destination=lane.destination, verdict=Verdict.DELIVERED,
+        delay=timedelta(0), spared=False, outcome=0, status=200, reason=None, receipt="", at=house.clock.now(),
+        took=timedelta(milliseconds=1), trace=None, cause=None,
+    )  # fmt: skip
+
+
+async def everything(house: House, lane) -> list:
+    return await house.outbox.read([Reading(lane=lane.number, due_at=BEGINNING, event=LOWEST, room=100)], [])
+
+
+async def test_a_dispatcher_that_lost_its_lane_cannot_settle_what_its_successor_owns(house: House) -> None:
+    destination = await house.destination("supplier")
+    event = await house.accept("supplier")
+    one = await house.outbox.register("one", LEASE)
+    [sleeper] = await house.outbox.lease(one, [destination.id], 1)
+    [taken] = await everything(house, sleeper)
+    two = await house.outbox.register("two", LEASE)
+    [successor] = await house.outbox.lease(two, [destination.id], 1)  # nobody holds the lock of `one`: it does not live
+    assert successor.vanished
+    late = await house.outbox.settle([settlement(house, sleeper, taken)])
+    assert (late.done, (sleeper.number, sleeper.epoch) in late.standing) == ({}, False)
+    [again] = await everything(house, successor)
+    assert again.event_id == event
+    assert (await house.outbox.settle([settlement(house, successor, again)])).done == {0: None}
+    assert await house.count("pending") == 0
+
+
+async def test_a_settle_does_not_wait_for_a_lane_that_somebody_has_locked(house: House) -> None:
+    destination = await house.destination("supplier")
+    await house.accept("supplier")
+    one = await house.outbox.register("one", LEASE)
+    [lane] = await house.outbox.lease(one, [destination.id], 1)
+    [taken] = await everything(house, lane)
+    async with house.intake.transaction() as connection:
+        await connection.execute("SELECT FROM lanes FOR UPDATE")
+        skipped = await house.outbox.settle([settlement(house, lane, taken)])
+    assert (skipped.done, (lane.number, lane.epoch) in skipped.standing) == ({}, True)
+    assert (await house.outbox.settle([settlement(house, lane, taken)])).done == {0: None}
+
+
+async def test_a_settle_that_is_repeated_changes_nothing(house: House) -> None:
+    """Its first answer may have been lost on the way."""
+    destination = await house.destination("supplier")
+    await house.accept("supplier")
+    one = await house.outbox.register("one", LEASE)
+    [lane] = await house.outbox.lease(one, [destination.id], 1)
+    [taken] = await everything(house, lane)
+    assert (await house.outbox.settle([settlement(house, lane, taken)])).done == {0: None}
+    assert (await house.outbox.settle([settlement(house, lane, taken)])).done == {}
+    assert await house.count("attempts") == 1
+    assert await house.intake.fetchval("SELECT sum(n) FROM tally WHERE what = 3") == 1
+
+
+async def test_several_dispatchers_share_the_lanes_evenly(house: House) -> None:
+    for n in range(3):
+        await house.destination(f"shop-{n}", shards=4)
+    targets = [house.target(f"shop-{n}", Partner()) for n in range(3)]
+
+    async def owned() -> list[int]:
+        rows = await house.intake.fetch(
+            "SELECT count(*) AS n FROM lanes WHERE owner IS NOT NULL GROUP BY owner ORDER BY 1"
+        )
+        return [row["n"] for row in rows]
+
+    async with house.dispatching(*targets):
+        await until(lambda: equal(owned, [12]))
+        async with house.dispatching(*targets):
+            await until(lambda: equal(owned, [6, 6]))
+            async with house.dispatching(*targets):
+                await until(lambda: equal(owned, [4, 4, 4]))
+            await until(lambda: equal(owned, [6, 6]))
+        await until(lambda: equal(owned, [12]))
+
+
+async def equal(ask, wanted) -> bool:
+    return await ask() == wanted
+
+
+async def test_what_a_dispatcher_that_vanished_was_at_is_delivered_by_another(house: House) -> None:
+    await house.destination("supplier")
+
+    async def never(_: Delivery) -> Outcome:
+        await asyncio.sleep(60)
+        return Delivered()
+
+    stuck, healthy = Partner(never), Partner()
+    async with house.dispatching(house.target("supplier", stuck)) as first:
+        for _ in range(20):
+            await house.accept("supplier")
+        await until(lambda: len(stuck.asked) == 8)
+        async with house.dispatching(house.target("supplier", healthy)):
+            await vanish(house, first)
+            await house.drained(15)
+            keys = [delivery.key for delivery in healthy.asked]
+            assert len(keys) == len(set(keys)) == 20
+            assert {delivery.key for delivery in stuck.asked} <= set(keys)
+            await first.stop(timedelta(0))
+
+
+async def vanish(house: House, dispatcher) -> None:
+    """As if its process had been killed: no loop of it turns, and its connection is cut."""
+    for loop in dispatcher._loops:
+        loop.cancel()
+    await asyncio.sleep(0.05)
+    await dispatcher._presence.close()
+    assert await house.intake.fetchval(
+        "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND classid = $1 AND objid = $2",
+        ALIVE,
+        dispatcher._number,
+    ) in {0, 1}
+
+
+async def test_a_delivery_that_kills_its_dispatcher_is_buried_at_the_third_time(house: House) -> None:
+    await house.destination("supplier")
+    poison = await house.accept("supplier", subject="order/poison")
+    for n in range(5):
+        await house.accept("supplier", subject=f"order/{n}")
+    attempted = []
+    for _ in range(3):
+
+        async def kill(delivery: Delivery) -> Outcome:
+            if delivery.event.id == poison:
+                attempted.append(delivery)
+                await asyncio.sleep(60)
+            return Delivered()
+
+        async with house.dispatching(house.target("supplier", Partner(kill))) as dispatcher:
+            before = len(attempted)
+            await until(lambda: len(attempted) == before + 1)
+            await vanish(house, dispatcher)
+            await dispatcher.stop(timedelta(0))
+            await house.intake.execute(
+                "UPDATE lanes SET owner = 999999"
+            )  # its successor finds a lane that was not given back
+    partner = Partner()
+    async with house.dispatching(house.target("supplier", partner)):
+        await house.drained()
+    assert len(attempted) == 3
+    assert poison not in {delivery.event.id for delivery in partner.asked}
+    assert (
+        await house.intake.fetchval("SELECT reason FROM dead_letters WHERE event_id = $1", poison)
+        == "killed the dispatcher"
+    )
+    assert await house.count("suspects") == 0
+
+
+async def test_a_hold_keeps_its_deliveries_and_a_release_lets_them_go(house: House) -> None:
+    destination = await house.destination("supplier")
+    partner = Partner()
+    async with house.dispatching(house.target("supplier", partner)):
+        await house.intake.execute(
+            "UPDATE destinations SET held_until = 'infinity', held_by = 'anna', held_reason = 'their maintenance' WHERE id = $1",
+            destination.id,
+        )
+        await house.outbox.notify("sluicegate_destinations", "")
+        await asyncio.sleep(0.3)
+        for _ in range(5):
+            await house.accept("supplier")
+        await asyncio.sleep(1)
+        assert partner.asked == []
+        await house.intake.execute("UPDATE destinations SET held_until = NULL, held_by = NULL, held_reason = NULL")
+        await house.outbox.notify("sluicegate_destinations", "")
+        await house.drained()
+    assert len(partner.asked) == 5
+
+
+async def test_a_destination_that_keeps_failing_is_left_alone_for_a_while(house: House) -> None:
+    """The breaker: no attempt is spent while it is open."""
+    destination = await house.destination("supplier")
+    partner = Partner(lambda _: Retry("503 Service Unavailable", status=503))
+    async with house.dispatching(house.target("supplier", partner)):
+        for _ in range(30):
+            await house.accept("supplier")
+        await asyncio.sleep(3)
+    assert len(partner.asked) < 25
+    assert await house.intake.fetchval("SELECT not_before IS NOT NULL FROM destinations WHERE id = $1", destination.id)
+    assert await house.count("pending") == 30
