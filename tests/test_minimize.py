@@ -328,6 +328,21 @@ def test_what_only_looks_like_a_name_twice_is_accepted(both: Policies, extra: by
     assert isinstance(both.minimize(BODIES[0][:-1] + b", " + extra + b"}"), Minimized)
 
 
+def test_names_of_any_kind_are_found_twice() -> None:
+    for name, hidden in {
+        ",": '","',
+        "größe": '"gr\\u00f6\\u00dfe"',
+        'a"b': '"a\\u0022b"',
+        "a/b": '"a\\/b"',
+        ":": '":"',
+    }.items():
+        of = policy(f"it: {{from: {json.dumps(name, ensure_ascii=False)}, type: int}}")
+        once = f'{{"x": ["p","q"], {json.dumps(name, ensure_ascii=False)}: 1, "y":"z"}}'
+        assert accepted(of.minimize(once.encode())).data == {"it": 1}
+        for twice in (once[:-1] + f", {hidden}: 2}}", f"{{{hidden}: 2, " + once[1:]):
+            assert of.minimize(twice.encode()) == Unreadable(f"{name} stands twice in the body")
+
+
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text() | st.sampled_from(["a", "b", '"a":', "\\"]),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["a", "b", "c", "ä", '"']), inner),
