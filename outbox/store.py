@@ -679,10 +679,10 @@ class Outbox:
         return {row["name"]: Destination(id=row["id"], name=row["name"], lanes=tuple(row["lanes"])) for row in rows}
 
     async def standings(self) -> dict[int, Standing]:
-        """The destinations that are held or to be left alone, by number."""
+        """The destinations that are held or to be left alone, by number; for ever is a hundred years."""
         rows = await self._dispatch.fetch(
             """
-            SELECT id, held_until, held_by, not_before
+            SELECT id, least(held_until, clock_timestamp() + interval '100 years') AS held_until, held_by, not_before
               FROM destinations
              WHERE held_until > clock_timestamp()
                 OR not_before > clock_timestamp()
