@@ -494,6 +494,8 @@ CLASSES: Final = ("metadata", "workforce_pii", "free_text", "document")  # from 
 def _json_path(text: str) -> str:
     if not text or len(text) > 200 or not all(text.split(".")):
         raise ValueError(f"is {shown(text)}, which is no path of keys; write it as key or key.below")
+    if re.search(r'["\\\x00-\x1f]', text):
+        raise ValueError(f"is {shown(text)}, but a key with a quote or a backslash in it cannot be read; name another")
     return text
 
 

@@ -376,6 +376,19 @@ async def test_a_request_that_goes_away_does_not_end_the_asking_for_the_others(i
     assert issuer.asked == 1
 
 
+async def test_a_reload_of_the_configuration_hurts_no_request_that_is_under_way(issuer: Issuer) -> None:
+    async with lab(issuer) as door:
+        waiting = asyncio.create_task(door.authenticate(bearing(token())))
+        await asyncio.sleep(0.005)
+        await door.close()
+        assert await waiting == Caller("token-1", secret=0)
+        late = token(kid="made-up")
+        assert await door.authenticate(bearing(late)) == Unauthorized(Reason.UNKNOWN_KEY)
+    async with lab(issuer) as door:
+        await door.close()
+        assert await door.authenticate(bearing(token())) == Unauthorized(Reason.KEYS_UNAVAILABLE, undecided=True)
+
+
 async def test_a_new_key_of_the_issuer_is_found_within_a_minute(issuer: Issuer) -> None:
     clock = Clock()
     async with keys_of(issuer, clock) as keys:

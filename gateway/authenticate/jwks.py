@@ -76,10 +76,9 @@ class Jwks:
             self._asking = None
 
     async def close(self) -> None:
+        """Ends what it asks; requests that wait for the answer still get it."""
         if self._asking is not None:
-            self._asking.cancel()
-            with suppress(asyncio.CancelledError):
-                await self._asking
+            await asyncio.shield(self._asking)
 
 
 class JwksClient:
@@ -88,8 +87,11 @@ class JwksClient:
     def __init__(self, url: str) -> None:
         self._url = url
         self._session: aiohttp.ClientSession | None = None
+        self._closed = False
 
     async def fetch(self) -> bytes:
+        if self._closed:
+            raise ConnectionError("closed")
         if self._session is None:
             self._session = aiohttp.ClientSession(
                 timeout=aiohttp.ClientTimeout(total=LONGEST.total_seconds()),
@@ -109,6 +111,7 @@ class JwksClient:
             return bytes(answer)
 
     async def close(self) -> None:
+        self._closed = True
         if self._session is not None:
             await self._session.close()
 
