@@ -449,6 +449,7 @@ MISTAKES = {
     "bounds that let nothing through": ("min: 1", "min: 5, max: 4", "min: 5", "policies.order.keep.id.max is 4, less than min, so that no number is taken; correct one of them"),
     "a longest list of what is no list": ("type: decimal, round: 2", "type: decimal, max: 2", "max: 2", "policies.order.keep.total.max is for lists; write type: [decimal], or leave it out"),
     "a word with a space that is kept": ('"to pay": open', '"to pay": to pay', '"to pay": to pay', 'policies.order.keep.status.of."to pay" is "to pay", but what is kept has no space and no @; write {"as sent": as_kept}'),
+    "a path that no body can be read by": ("from: payment.total", "from: 'pay\"ment'", "from: 'pay", 'policies.order.keep.total.from is "pay\\"ment", but a key with a quote or a backslash in it cannot be read; name another'),
     "a value that is read inside of another": ("from: payment.total", "from: at.total", "at.total", 'policies.order.keep.total.from reads inside "at", which keep.at.from takes as a value; read one'),
     "a pattern that matches a space": ('"[A-Z]{3}"', '"[A-Z ]{3}"', "[A-Z ]", 'policies.order.keep.code.pattern is "[A-Z ]{3}", which can match a space, so it may be free text; name the characters, as [A-Z0-9-]'),
     "a pattern that runs for long": ('"[A-Z]{3}"', '"([A-Z]+)+"', "([A-Z]+)+", 'policies.order.keep.code.pattern is "([A-Z]+)+", which repeats a part that repeats or may be left out, where the next character does not tell which; write it as [0-9]+(-[0-9]+)*, with a separator first'),
