@@ -106,6 +106,11 @@ class Listening:
             else:
                 await web.SockSite(self._runner, _bound(address, share=share), backlog=2048).start()
 
+    @property
+    def port(self) -> int | None:
+        """The first TCP port, also where the configuration left the choice of it to the system (port 0)."""
+        return next((address[1] for address in self._runner.addresses if isinstance(address, tuple)), None)
+
     async def close(self) -> None:
         """Stop listening, and let the requests that are under way end."""
         await self._runner.cleanup()

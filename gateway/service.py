@@ -104,6 +104,7 @@ class Service:
         listening = Listening(self._application())
         self._parts.push_async_callback(listening.close)
         await listening.open(self._config.serve.listen, share=self._place.workers > 1)
+        self.port = listening.port
 
     async def stop(self) -> None:
         """Take nothing more, finish what is under way, hand over the rest."""

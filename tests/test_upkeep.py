@@ -1,0 +1,99 @@
+"""A periodic task that nothing calls does not exist: each of them runs, and does what it is there for."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from datetime import timedelta
+from pathlib import Path
+
+import pytest_asyncio
+
+from outbox.upkeep import Upkeep
+from tests.house import until
+from tests.serving import Program, order, partner, serving
+
+
+@pytest_asyncio.fixture
+async def program(tmp_path: Path, dsn: str) -> AsyncIterator[Program]:
+    async with partner() as approvers, serving(tmp_path, dsn, approvers.address) as program:
+        yield program
+
+
+def runs(program: Program, sample: str = "task_runs") -> dict[str, float]:
+    metric = getattr(program.service.metrics, sample)
+    [family] = metric.collect()
+    return {s.labels["task"]: s.value for s in family.samples if s.name.endswith("_total")}
+
+
+async def test_the_running_service_keeps_at_its_tasks(program: Program) -> None:
+    """The one that is due first is seen to run by itself; the others are on the same list."""
+    await until(lambda: runs(program).get("refusals", 0) >= 2)
+    names = {task.name for task in program.service.upkeep.tasks}
+    assert names == {"clock", "partitions", "retention", "tally", "proof", "books", "refusals"}
+    assert len(program.service.upkeep._running) == len(names)
+
+
+async def test_each_task_runs_at_its_pace_and_does_not_fail(program: Program) -> None:
+    quicker = [replace(task, every=timedelta(milliseconds=20)) for task in program.service.upkeep.tasks]
+    upkeep = Upkeep(quicker, program.service.metrics)
+    upkeep.start()
+    await until(lambda: all(runs(program).get(task.name, 0) >= 3 for task in quicker), 20)
+    await upkeep.stop()
+    assert runs(program, "task_failures") == {}
+
+
+async def test_partitions_are_made_ahead_by_the_running_service(program: Program) -> None:
+    database = program.service._operators_database
+    [*_, last] = await program.service.partitions.of("events")
+    await database.execute(f"DROP TABLE {last.name}")
+    await run(program, "partitions")
+    assert [p.name for p in await program.service.partitions.of("events")][-1] == last.name
+    assert "sluicegate_partitions_ahead" in program.service.metrics.render().decode()
+
+
+async def test_a_partition_whose_days_are_over_is_dropped_by_the_running_service(program: Program) -> None:
+    service = program.service
+    old = service.clock.now() - timedelta(days=200)
+    await service.partitions.ensure(old)
+    before = len(await service.partitions.of("events"))
+    await run(program, "retention")
+    assert len(await service.partitions.of("events")) < before
+    assert all(p.ends > service.clock.now() - timedelta(days=91) for p in await service.partitions.of("attempts"))
+
+
+async def test_refusals_are_written_by_the_running_service_and_never_a_body(program: Program) -> None:
+    async with program.session.post(f"{program.address}/hooks/odoo", json=order()) as answer:
+        assert answer.status == 401
+    async with program.session.post(f"{program.address}/hooks/nobody", json=order()) as answer:
+        assert answer.status == 404
+
+    async def written() -> bool:
+        _, told = await program.api("GET", "/rejections")
+        return {(r["source"], r["reason"]) for r in told["items"]} == {
+            ("odoo", "missing_header"),
+            ("", "unknown_source"),
+        }
+
+    await until(written)
+
+
+async def test_dropped_keys_are_counted_by_name(program: Program) -> None:
+    await program.post(order())
+    await run(program, "refusals")
+    rows = await program.service._operators_database.fetch("SELECT name, n FROM dropped_keys ORDER BY name")
+    assert [tuple(row) for row in rows] == [("notes", 1), ("partner_name", 1)]
+
+
+async def test_the_books_are_reported_as_metrics(program: Program) -> None:
+    await program.api("POST", "/destinations/approvers/hold", {"reason": "a test"})
+    await asyncio.sleep(0.2)
+    await program.post(order())
+    await run(program, "books")
+    text = program.service.metrics.render().decode()
+    assert 'sluicegate_held{destination="approvers"} 1.0' in text
+    assert "sluicegate_balanced 1.0" in text
+
+
+async def run(program: Program, name: str) -> None:
+    [task] = [task for task in program.service.upkeep.tasks if task.name == name]
+    await program.service.upkeep.run(task)
