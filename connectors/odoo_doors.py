@@ -6,7 +6,6 @@ and a traceback with paths) is dropped here and goes nowhere.
 
 import asyncio
 import http.client
-import logging
 import re
 import socket
 import ssl
@@ -27,6 +26,7 @@ from connectors import Blocked, Outcome, Refused, Retry, Unknown
 from connectors.egress import Egress
 from connectors.http_client import Answer, Client, not_connected, words
 from connectors.retry_after import retry_after
+from observability.logs import silence
 from observability.tracing import Tracing
 
 MOST = 1024 * 1024
@@ -36,7 +36,7 @@ CONNECT = 10.0
 """Seconds for a connection: the thread that waits for one cannot be let go before."""
 
 # It writes all that it sends at level DEBUG, and hides a key only where it is called `password`.
-logging.getLogger("odoorpc.rpc.jsonrpclib").addFilter(lambda _: False)
+silence("odoorpc.rpc.jsonrpclib")
 
 
 class Fault(Exception):  # noqa: N818  # Odoo's, not ours

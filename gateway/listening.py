@@ -5,10 +5,11 @@ both are mended here, on internals of the pinned version, and tested against raw
 """
 
 import asyncio
+import os
 import socket
 from collections.abc import Sequence
+from contextlib import suppress
 from datetime import timedelta
-from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -101,7 +102,8 @@ class Listening:
         await self._runner.setup()
         for address in addresses:
             if address.path:
-                Path(address.path).unlink(missing_ok=True)
+                with suppress(FileNotFoundError):
+                    os.unlink(address.path)  # noqa: PTH108  a local socket: nothing to wait for
                 await web.UnixSite(self._runner, address.path).start()
             else:
                 await web.SockSite(self._runner, _bound(address, share=share), backlog=2048).start()

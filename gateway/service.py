@@ -179,7 +179,7 @@ class Service:
             config = configuration.load(self._config.path, self._environ)
         except ConfigurationError as error:
             for mistake in error.mistakes:
-                log.error(LogEvent.CONFIG_REFUSED, mistake=str(mistake))
+                log.error(LogEvent.CONFIG_REFUSED, mistake=str(mistake))  # noqa: TRY400  it is not our mistake
             return
         if fixed := needs_restart(self._config, config):
             log.error(LogEvent.CONFIG_REFUSED, mistake=f"{', '.join(fixed)} cannot change while it runs; restart it")
@@ -188,7 +188,7 @@ class Service:
             before = self.partners
             await self._adopt(config)
         except Unavailable as error:
-            log.error(LogEvent.CONFIG_REFUSED, mistake=f"{error}; send SIGHUP again")  # noqa: TRY400
+            log.error(LogEvent.CONFIG_REFUSED, mistake=f"{error}; send SIGHUP again")  # noqa: TRY400  nor this
             return
         if self._dispatching:
             self.dispatcher.retarget(self._targets())
@@ -243,7 +243,7 @@ class Service:
             Task("clock", timedelta(seconds=30), self._ask_the_time),
             Task("partitions", timedelta(minutes=10), self._make_partitions),
             Task("retention", timedelta(hours=1), self._drop_what_is_over),
-            Task("tally", timedelta(seconds=30), lambda: self.retention.roll_up()),
+            Task("tally", timedelta(seconds=30), lambda: self.retention.roll_up()),  # noqa: PLW0108  a reload makes a new one
             Task("proof", timedelta(hours=1), self._prove),
             Task("books", timedelta(seconds=15), self._report),
             Task("refusals", timedelta(seconds=1), self.refusals.flush),

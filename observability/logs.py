@@ -250,6 +250,11 @@ def _word(value: object) -> str:
     return msgspec.json.encode(value).decode()
 
 
+def silence(logger: str) -> None:
+    """Let nothing of a library's logger through, at any level: it is known to tell what nobody may read."""
+    logging.getLogger(logger).addFilter(lambda _: False)
+
+
 class _FromLibraries(logging.Handler):
     """The way from the standard library's logging: a record's text and arguments stay behind."""
 

@@ -120,7 +120,6 @@ class LogEvent(StrEnum):
     DEAD_LETTERS_DISCARDED = "dead_letters.discarded"
 
     TASK_FAILED = "task.failed"
-    PARTITION_MADE = "partition.made"
     PARTITION_DROPPED = "partition.dropped"
     BOOKS_UNBALANCED = "books.unbalanced"
 

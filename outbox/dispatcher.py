@@ -184,13 +184,19 @@ class Dispatcher:
         await self._presence.open()
 
     async def _beat(self) -> None:
+        away = False
         while True:
             await asyncio.sleep(BEAT.total_seconds())
             try:
                 await self._beat_once()
                 await self._sweep()
             except Unavailable:
+                away = True
                 log.warning(LogEvent.POSTGRES_AWAY, part="dispatcher")
+            else:
+                if away:
+                    log.info(LogEvent.POSTGRES_BACK, part="dispatcher")
+                away = False
 
     async def _beat_once(self) -> None:
         asked = time.monotonic()
@@ -454,7 +460,10 @@ class Dispatcher:
         )
 
     def _ended(self, gate: Gate, target: Target, own: OwnedLane, taken: Taken, outcome: Outcome | None) -> None:
+        paused = gate.paused
         measure = gate.ended(outcome, self._clock.now(), first_wait=target.schedule.first)
+        if gate.paused != paused:
+            log.warning(LogEvent.BREAKER_OPENED if gate.paused else LogEvent.BREAKER_CLOSED, destination=target.name)
         if outcome is None:
             if own.known.get(taken.event_id) is taken and not any(s.taken is taken for s in self._done):
                 own.forget(taken)
