@@ -78,7 +78,8 @@ class Database:
         with address.connecting():
             pool = await asyncpg.create_pool(
                 **address.arguments(),
-                min_size=size,
+                init_size=size,
+                min_size=0,  # who needs a connection opens it again, with a word about what is wrong
                 max_size=size,
                 max_inactive_connection_lifetime=0,
                 init=refuse_unsuitable,
@@ -110,7 +111,7 @@ class Database:
             yield connection
         except BaseException as error:
             if is_unsure(error):
-                connection.terminate()
+                cut(connection)
             if reason := why_unavailable(error, connection):
                 raise Unavailable(reason) from error
             raise
@@ -217,7 +218,7 @@ class Address:
                 f"no connection to Postgres became free within {self.wait.total_seconds():g} s"
             ) from error
         except (OSError, asyncpg.InterfaceError, asyncpg.PostgresError, asyncpg.InternalClientError) as error:
-            reason, *_ = str(error).splitlines()
+            reason, *_ = str(error).splitlines() or [type(error).__name__]
             raise Unavailable(f"no connection to Postgres: {reason}") from error
 
 
@@ -318,6 +319,18 @@ def why_unavailable(error: BaseException, connection: Connection | Session) -> s
     if isinstance(error, (*BROKEN, *BUSY)) or (isinstance(error, asyncpg.InterfaceError) and is_gone(connection)):
         return f"Postgres did not do it: {type(error).__name__}"
     return None
+
+
+def is_lost(connection: Connection | Session) -> bool:
+    try:
+        return connection.is_closed()
+    except asyncpg.InterfaceError:  # the server ended it, and the pool has taken it back already
+        return True
+
+
+def cut(connection: Connection) -> None:
+    with suppress(asyncpg.InterfaceError):
+        connection.terminate()
 
 
 def quick_tries() -> AsyncRetrying:
@@ -477,7 +490,7 @@ async def apply(session: Session, migration: Migration) -> None:
     ):
         with attempt:
             async with session.transaction():
-                await session.execute("SET LOCAL lock_timeout = '2s'")
+                await session.execute("SET LOCAL lock_timeout = '1s'")
                 await session.execute(
                     "INSERT INTO migrations (number, name, digest, runs_from) VALUES ($1, $2, $3, $4)",
                     migration.number,
