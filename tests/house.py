@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from typing import Any
 from uuid import UUID, uuid4
 
 from observability.metrics import Metrics
@@ -64,11 +65,9 @@ class House:
     destinations: dict[str, Destination] = field(default_factory=dict)
     dispatchers: list[Dispatcher] = field(default_factory=list)
 
-    async def accept(
-        self, *to: str, subject: str | None = "order/1", ordered: bool = False, same: UUID | None = None,
-        type: str = "shop.order.paid", give_up: timedelta | None = None, wake: bool = True,
-    ) -> UUID:  # fmt: skip
-        answer = (await self.outbox.add([self.arrival(*to, subject=subject, ordered=ordered, same=same, type=type, give_up=give_up)], self.buckets()))[0]  # fmt: skip
+    async def accept(self, *to: str, wake: bool = True, **attributes: Any) -> UUID:
+        """Stored, and whoever dispatches here woken; the attributes are those of `arrival`."""
+        [answer] = await self.outbox.add([self.arrival(*to, **attributes)], self.buckets())
         assert isinstance(answer, Stored)
         if wake and answer.due_at is not None:
             for dispatcher in self.dispatchers:
@@ -76,13 +75,29 @@ class House:
         return answer.event
 
     def arrival(
-        self, *to: str, subject: str | None = "order/1", ordered: bool = False, same: UUID | None = None,
-        type: str = "shop.order.paid", give_up: timedelta | None = None, data: str = '{"id":1}', digest: UUID | None = None,
-    ) -> Arrival:  # fmt: skip
+        self,
+        *to: str,
+        subject: str | None = "order/1",
+        ordered: bool = False,
+        same: UUID | None = None,
+        digest: UUID | None = None,
+        give_up: timedelta | None = None,
+        data: str = '{"id":1}',
+    ) -> Arrival:
+        """An event that owes a delivery to each of these."""
         event = Event(
-            id=self.identities.next(), source="shop", type=type, subject=subject, facility=None, time=datetime.now(UTC),
-            data=json.loads(data), policy="order", policy_version=1, received_at=self.clock.now(), traceparent=None,
-        )  # fmt: skip
+            id=self.identities.next(),
+            source="shop",
+            type="shop.order.paid",
+            subject=subject,
+            facility=None,
+            time=datetime.now(UTC),
+            data=json.loads(data),
+            policy="order",
+            policy_version=1,
+            received_at=self.clock.now(),
+            traceparent=None,
+        )
         debts = []
         for name in to:
             destination = self.destinations[name]
@@ -131,9 +146,9 @@ class House:
         return await self.intake.fetchval(f"SELECT count(*) FROM {table}")
 
     async def drained(self, within: float = 10) -> None:
-        await until(lambda: self._is_drained(), within, "empty queue")
+        await until(self.is_drained, within, "empty queue")
 
-    async def _is_drained(self) -> bool:
+    async def is_drained(self) -> bool:
         return await self.count("pending") == 0
 
 

@@ -135,7 +135,7 @@ async def test_a_day_that_is_over_is_proven_row_by_row(house: House) -> None:
     async with house.dispatching(house.target("quick", Partner())):
         for _ in range(5):
             await house.accept("quick")
-        await until(house._is_drained)
+        await until(house.is_drained)
         await house.accept("slow", wake=False)
     retention = Retention(house.intake, house.partitions, KEEP)
     assert await retention.prove(house.clock.now() + 2 * DAY) == []

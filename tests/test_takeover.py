@@ -7,9 +7,9 @@ from datetime import timedelta
 import pytest_asyncio
 
 from outbox.event import Delivered, Delivery, Outcome, Retry
-from outbox.store import ALIVE, Reading, Settlement
-from outbox.retry import Verdict
 from outbox.lanes import BEGINNING, LOWEST
+from outbox.retry import Verdict
+from outbox.store import ALIVE, Reading, Settlement
 from tests.house import House, Partner, house_on, until
 
 LEASE = timedelta(seconds=10)
@@ -151,7 +151,7 @@ async def test_a_delivery_that_kills_its_dispatcher_is_buried_at_the_third_time(
 
         async with house.dispatching(house.target("supplier", Partner(kill))) as dispatcher:
             before = len(attempted)
-            await until(lambda: len(attempted) == before + 1)
+            await until(lambda before=before: len(attempted) == before + 1)
             await vanish(house, dispatcher)
             await dispatcher.stop(timedelta(0))
             await house.intake.execute(
