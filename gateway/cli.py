@@ -152,7 +152,14 @@ def send(path: Path, source: str, file: IO[bytes], message: str | None) -> None:
 
 @main.command()
 @configured
-def demo(path: Path) -> None:  # noqa: ARG001 — it brings its own; every command takes the option
+@click.option(
+    "--folder",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=Path("data/demo"),
+    show_default=True,
+    help="Where it works; what it needs is made there.",
+)
+def demo(path: Path, folder: Path) -> None:  # noqa: ARG001 — it brings its own; every command takes the option
     """See it at work with partners of its own.
 
     Ctrl-C stops it.
@@ -162,7 +169,7 @@ def demo(path: Path) -> None:  # noqa: ARG001 — it brings its own; every comma
     except ModuleNotFoundError as missing:
         install = "pip install 'sluicegate[demo]'"
         raise click.ClickException(f"The demo needs {missing.name}, which is not installed: {install}") from missing
-    sys.exit(run())
+    sys.exit(run(folder))
 
 
 # ── events ───────────────────────────────────────────────────────────────────────────────────────────
