@@ -8,7 +8,7 @@ from ipaddress import ip_address
 from uuid import UUID
 
 import structlog
-from aiohttp import web
+from aiohttp import HttpVersion11, web
 
 from gateway.authenticate import Caller, Presented, Reason, Scheme, Unauthorized, scheme_for
 from gateway.authenticate.peer import Address, Network, client_address
@@ -115,14 +115,13 @@ class Intake:
         return answer
 
     async def _take(self, request: web.Request, door: "_Door", span: Accepted) -> web.Response:
-        peer = self._peer(request)
         if door.limit is not None and not door.limit.take(time.monotonic()):
             wait = str(max(1, round(door.limit.wait)))
             raise Refusal(
                 "rate_limited", problem(429, "Too many requests", "Slow down.", headers={"Retry-After": wait})
             )
         body = await self._read(request, door)
-        caller = await self._authenticate(request, door, body, peer)
+        caller = await self._authenticate(request, door, body)
         digest = self._digest(b"body", body)
         minimized = self._minimize(door, body, digest)
         identity = self._identities.next()
@@ -151,15 +150,16 @@ class Intake:
     async def expect(self, request: web.Request) -> web.StreamResponse | None:
         """`Expect: 100-continue`: a body that its head alone condemns is not asked for."""
         door = self._sources.get(request.match_info["source"])
-        if door is None or request.headers["Expect"].lower() != "100-continue":
+        if door is None:
             return None
         try:
             judge_head(request, door.source.body)
         except Unacceptable as wrong:
             self._refusals.refused(door.source.name, wrong.code)
             return _unread(wrong)
-        await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-        request.writer.output_size = 0  # the answer proper has not begun
+        if request.version == HttpVersion11:
+            await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+            request.writer.output_size = 0  # the answer proper has not begun
         return None
 
     # ── the steps ────────────────────────────────────────────────────────────────────────────────
@@ -177,8 +177,9 @@ class Intake:
         except Unacceptable as wrong:
             raise Refusal(wrong.code, _unread(wrong)) from wrong
 
-    async def _authenticate(self, request: web.Request, door: "_Door", body: bytes, peer: Address | None) -> Caller:
+    async def _authenticate(self, request: web.Request, door: "_Door", body: bytes) -> Caller:
         """One answer for every reason: which check failed is told to us, never to the caller."""
+        peer = self._peer(request) if door.source.from_ else None
         if door.source.from_ and (peer is None or not any(peer in network for network in door.source.from_)):
             raise Refusal("wrong_address", _not_proven(), self._digest(b"body", body))
         token = request.match_info.get("token")
