@@ -7,59 +7,73 @@ both are mended here, on internals of the pinned version, and tested against raw
 import asyncio
 import os
 import socket
+import stat
 from collections.abc import Sequence
 from contextlib import suppress
 from datetime import timedelta
 from typing import Any
 
-import msgspec
 from aiohttp import web
+from aiohttp.streams import EMPTY_PAYLOAD, StreamReader
 from aiohttp.web_protocol import RequestHandler
 
 from gateway.config_sections import Listen
+from gateway.problems import problem
+from observability.logs import log_sparingly
+from observability.names import LogEvent
 
 HEAD_DEADLINE = timedelta(seconds=5)
 IDLE_DEADLINE = timedelta(seconds=75)  # longer than the proxies in front keep theirs
-UNREADABLE = msgspec.json.encode(
-    {
-        "type": "about:blank",
-        "title": "Unreadable request",
-        "status": 400,
-        "detail": "The request is not valid HTTP/1.1.",
-    }
-)
+LINGERING = timedelta(seconds=2)  # for what is still sent of a body that was refused, so that the answer is heard
+DRAIN = timedelta(seconds=15)  # for the requests that are under way at the end: longer than any deadline of one
+BACKLOG = 2048
+
+
+class AddressError(Exception):
+    """An address of `serve.listen` cannot be had; the message says why."""
 
 
 class Guarded(RequestHandler):
     """A connection whose head must arrive in time, and which tells no caller what it could not read."""
 
-    __slots__ = ("_head_timer",)
+    __slots__ = ("_body", "_head_timer")
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
-        self._head_timer: asyncio.TimerHandle | None = self._loop.call_later(
-            HEAD_DEADLINE.total_seconds(), self._give_up_on_head
-        )
+        self._body: StreamReader = EMPTY_PAYLOAD  # of the last head
+        self._head_timer: asyncio.TimerHandle | None = None
+        self._start_timer()
 
     def data_received(self, data: bytes) -> None:
+        heads, of_a_head = self._request_count, self._body.is_eof()
         super().data_received(data)
-        if self._messages or self._current_request is not None:
-            if self._head_timer is not None:
-                self._head_timer.cancel()
-                self._head_timer = None
-        elif self._head_timer is None:  # the first bytes of a further request on a kept connection
-            self._head_timer = self._loop.call_later(HEAD_DEADLINE.total_seconds(), self._give_up_on_head)
+        if self._request_count > heads:
+            self._stop_timer()
+            self._body = self._messages[-1][1]
+        elif data and of_a_head and self._head_timer is None:  # without any, aiohttp calls it itself
+            self._start_timer()
 
     def connection_lost(self, exc: BaseException | None) -> None:
+        self._stop_timer()
+        super().connection_lost(exc)
+
+    def _start_timer(self) -> None:
+        self._head_timer = self._loop.call_later(HEAD_DEADLINE.total_seconds(), self._give_up_on_head)
+
+    def _stop_timer(self) -> None:
         if self._head_timer is not None:
             self._head_timer.cancel()
             self._head_timer = None
-        super().connection_lost(exc)
 
     def _give_up_on_head(self) -> None:
+        """A connection on which a request is still under way waits for its end."""
         self._head_timer = None
-        if self.transport is not None and self._current_request is None and not self._messages:
+        if self.transport is None:
+            return
+        if self._waiter is not None and not self._waiter.done():
             self.transport.abort()
+        else:
+            self._start_timer()
 
     def handle_error(
         self,
@@ -68,14 +82,26 @@ class Guarded(RequestHandler):
         exc: BaseException | None = None,
         message: str | None = None,  # noqa: ARG002 — it repeats what was sent
     ) -> web.StreamResponse:
-        """Answers for what never became a request, or for a defect of the server's."""
-        if status >= 500:
-            return super().handle_error(request, status, exc, None)
+        """Answer what never became a request; or a defect, outside of what `problems_only` answers for."""
+        if status < 500:
+            log_sparingly(LogEvent.REQUEST_REFUSED, level="info", reason="not_http", status=status)
+            answer = problem(status, "Unreadable request", "The request is not valid HTTP/1.1.")
+        else:
+            self.log_exception("a request failed", exc_info=exc)
+            answer = problem(500, "Trouble of ours", "The request failed by a defect of ours, which was logged.")
         if request.writer.output_size > 0:
             raise ConnectionError
-        answer = web.Response(status=status, body=UNREADABLE, content_type="application/problem+json")
         answer.force_close()
         return answer
+
+    async def finish_response(
+        self, request: web.BaseRequest, resp: web.StreamResponse, start_time: float | None
+    ) -> tuple[web.StreamResponse, bool]:
+        """Send an answer: not with a text of aiohttp's, which may repeat a header, nor with the versions of libraries."""
+        if isinstance(resp, web.HTTPException):
+            resp = problem(resp.status, resp.reason, "The request asks for what is not done here.")
+        resp.headers.setdefault("Server", "sluicegate")
+        return await super().finish_response(request, resp, start_time)
 
 
 class GuardedServer(web.Server):
@@ -94,19 +120,17 @@ class Listening:
             access_log=None,
             keepalive_timeout=IDLE_DEADLINE.total_seconds(),
             auto_decompress=False,
-            lingering_time=2.0,
+            lingering_time=LINGERING.total_seconds(),
+            shutdown_timeout=DRAIN.total_seconds(),
         )
 
     async def open(self, addresses: Sequence[Listen], *, share: bool) -> None:
-        """Takes requests when it returns; raises OSError where an address cannot be had."""
+        """Takes requests when it returns; raises AddressError."""
         await self._runner.setup()
         for address in addresses:
-            if address.path:
-                with suppress(FileNotFoundError):
-                    os.unlink(address.path)  # noqa: PTH108  a local socket: nothing to wait for
-                await web.UnixSite(self._runner, address.path).start()
-            else:
-                await web.SockSite(self._runner, _bound(address, share=share), backlog=2048).start()
+            opened = bound(address, share=share)
+            site = _UnixSite if address.path else web.SockSite
+            await site(self._runner, opened, backlog=BACKLOG).start()
 
     @property
     def port(self) -> int | None:
@@ -127,21 +151,66 @@ class _Runner(web.AppRunner):
         return server
 
 
-def _bound(address: Listen, *, share: bool) -> socket.socket:
-    host = address.host or "::"
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    infos: list[Any] = socket.getaddrinfo(
-        host, address.port, family=family if address.host else 0, type=socket.SOCK_STREAM
-    )
-    bound = socket.socket(infos[0][0], socket.SOCK_STREAM)
+class _UnixSite(web.SockSite):
+    """aiohttp's binds the path by itself, whoever listens there."""
+
+    async def start(self) -> None:
+        await web.BaseSite.start(self)
+        assert self._runner.server is not None
+        self._server = await asyncio.get_running_loop().create_unix_server(
+            self._runner.server, sock=self._sock, backlog=self._backlog
+        )
+
+
+def bound(address: Listen, *, share: bool) -> socket.socket:
+    """A socket on this address, not listening yet; those that `share` it can have it together.  Raises AddressError."""
     try:
-        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if not address.path:
+            return _bound_to_port(address, share=share)
         if share:
-            bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-        if not address.host and infos[0][0] == socket.AF_INET6:
-            bound.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
-        bound.bind(infos[0][4])
+            raise AddressError(f"serve.listen: workers cannot share {address}; let them listen on a port, or use one")
+        return _bound_to_path(address.path)
     except OSError as error:
-        bound.close()
-        raise OSError(error.errno, f"serve.listen: {address} cannot be had: {error.strerror}") from error
-    return bound
+        raise AddressError(f"serve.listen: {address} cannot be had: {error.strerror or error}") from error
+
+
+def _bound_to_port(address: Listen, *, share: bool) -> socket.socket:
+    """Of a host that is left out it is every address, where there is IPv6 of both kinds."""
+    six = ":" in address.host or (not address.host and socket.has_dualstack_ipv6())
+    family, every = (socket.AF_INET6, "::") if six else (socket.AF_INET, "0.0.0.0")  # noqa: S104
+    infos: list[Any] = socket.getaddrinfo(address.host or every, address.port, family=family, type=socket.SOCK_STREAM)
+    opened = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if share:
+            opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        if six:
+            opened.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, int(bool(address.host)))
+        opened.bind(infos[0][4])
+    except OSError:
+        opened.close()
+        raise
+    return opened
+
+
+def _bound_to_path(path: str) -> socket.socket:
+    """The socket that a program left behind is taken away; anything else that is there stays."""
+    opened = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        if _is_left_behind(path):
+            os.unlink(path)  # noqa: PTH108
+        opened.bind(path)
+    except OSError:
+        opened.close()
+        raise
+    return opened
+
+
+def _is_left_behind(path: str) -> bool:
+    with suppress(FileNotFoundError), socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as asking:
+        if stat.S_ISSOCK(os.stat(path).st_mode):  # noqa: PTH116
+            try:
+                asking.connect(path)
+            except ConnectionRefusedError:
+                return True
+    return False

@@ -25,10 +25,12 @@ class Unacceptable(Exception):  # noqa: N818  an answer, not a mistake
 def judge_head(request: BaseRequest, limit: int) -> None:
     """What the head says of the body; raises Unacceptable."""
     headers = request.headers
-    if headers.get("Content-Encoding", "identity").lower() != "identity":
+    if any(encoding.lower() != "identity" for encoding in headers.getall("Content-Encoding", ())):
         raise Unacceptable(415, "encoded", "Encoded body", "Send the body as it is, without Content-Encoding.")
     if headers.get("Transfer-Encoding", "chunked").lower() != "chunked":
         raise Unacceptable(400, "transfer_encoding", "Transfer-Encoding", "Only chunked is understood.")
+    if headers.get("Expect", "100-continue").lower() != "100-continue":
+        raise Unacceptable(417, "expectation", "Expectation", "Only 100-continue is understood.")
     if not is_json(request.content_type):
         raise Unacceptable(415, "not_json", "Not JSON", "Send JSON, with Content-Type: application/json.")
     if (request.content_length or 0) > limit:
@@ -62,6 +64,8 @@ async def read_body(request: BaseRequest, limit: int) -> bytes:
                 chunks.append(chunk)
     except TimeoutError as error:
         raise Unacceptable(408, "slow_body", "Too slow", "The body did not arrive in time.") from error
+    except ConnectionError as error:
+        raise Unacceptable(400, "broken_off", "Unreadable body", "The body ended early.") from error
     except (ClientPayloadError, HTTPException, web.RequestPayloadError) as error:
         raise Unacceptable(
             400, "broken_body", "Unreadable body", "The body ended early or is badly chunked."
