@@ -10,6 +10,7 @@ The server listens on a Unix socket in a directory that only its user can enter,
     data/postgres/users.lock     held, shared, by every program that uses the server
     data/postgres/keeper.lock    held by the keeper (outbox/keeper.py), which starts the server, and stops it when
                                  nobody uses it any more
+    data/postgres/server.lock    held by the server and its children
 """
 
 import asyncio

@@ -35,6 +35,7 @@ from pathlib import Path
 from queue import Empty, SimpleQueue
 
 SHORTEST_PAUSE, LONGEST_PAUSE = timedelta(milliseconds=100), timedelta(seconds=5)  # before it is started again
+FAST = 15  # seconds for a fast shutdown
 ANOTHER = 3  # exit code: another keeper is at work here
 
 PROMISES = {
@@ -85,22 +86,28 @@ def main(folder: Path, binaries: Path) -> int:
         signal.signal(meant_for_the_program, lambda *_: None)  # not SIG_IGN, which Postgres would inherit
     os.umask(0o077)
     os.chdir(folder)
-    with Path("keeper.lock").open("a") as keeper, Path("users.lock").open("a") as users:
-        if not take(keeper.fileno()):
+    with (
+        Path("keeper.lock").open("a") as keeper,
+        Path("server.lock").open("a") as server,
+        Path("users.lock").open("a") as users,
+    ):
+        if not take(keeper.fileno(), timedelta(seconds=0.2)):  # who looks for a keeper holds it for an instant
             return ANOTHER
         keeper.truncate(0)
-        end_what_is_left(folder / "cluster")
-        return keep(Server(folder, become_acceptable(folder, binaries)), keeper.fileno(), users.fileno())
+        end_what_is_left(folder / "cluster", server.fileno())
+        here = Server(folder, become_acceptable(folder, binaries), lock=server.fileno())
+        return keep(here, keeper.fileno(), users.fileno())
 
 
-def take(lock: int) -> bool:
-    """Ask for a lock more than once: whoever looks if there is a keeper holds it for an instant."""
-    for _ in range(20):
+def take(lock: int, patience: timedelta) -> bool:
+    until = time.monotonic() + patience.total_seconds()
+    while True:
         with contextlib.suppress(BlockingIOError):
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             return True
+        if time.monotonic() > until:
+            return False
         time.sleep(0.01)
-    return False
 
 
 class News(Enum):
@@ -152,8 +159,9 @@ def listen(news: SimpleQueue[News], patience: timedelta) -> News | None:
 class Server:
     """One data directory and the server that runs on it, as somebody whom Postgres accepts."""
 
-    def __init__(self, folder: Path, binaries: Path) -> None:
+    def __init__(self, folder: Path, binaries: Path, *, lock: int) -> None:
         self._folder = folder
+        self._lock = lock
         self._cluster = folder / "cluster"
         self._binaries = binaries
         self._reachable = os.access(folder, os.R_OK | os.W_OK | os.X_OK)
@@ -199,6 +207,7 @@ class Server:
             ],
             cwd="cluster",
             stdin=subprocess.DEVNULL,
+            pass_fds=[self._lock],  # so it is held until the last child has ended
         )
         threading.Thread(target=await_end, args=(self._process, news), daemon=True).start()
 
@@ -207,9 +216,13 @@ class Server:
         return lines[:1] == [str(self.pid)] and lines[7:8] == ["ready"]
 
     def stop(self) -> None:
-        """Fast: connections are cut, what was committed is written out."""
+        """Fast: connections are cut, what was committed is written out.
+
+        If that takes too long it is stopped in the middle, and the next start reads the log of what was committed.
+        (Postgres 18 never ends if it is told to while it begins anew after the crash of one of its children.)
+        """
         assert self._process
-        for hint, patience in ((signal.SIGINT, 60), (signal.SIGQUIT, 10), (signal.SIGKILL, None)):
+        for hint, patience in ((signal.SIGINT, FAST), (signal.SIGQUIT, 5), (signal.SIGKILL, None)):
             self._process.send_signal(hint)
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self._process.wait(patience)
@@ -251,47 +264,44 @@ def await_end(process: subprocess.Popen[bytes], news: SimpleQueue[News]) -> None
 # ── what an earlier keeper left ─────────────────────────────────────────────────────────────────────
 
 
-def end_what_is_left(cluster: Path) -> None:
+def end_what_is_left(cluster: Path, lock: int) -> None:
     """Stop a server whose keeper was killed, and take away the lock file of one that is dead.
 
-    The lock file holds a process id, and that proves nothing: a killed postmaster can stay a zombie for seconds,
-    and in a container the same small number soon belongs to somebody else.  Who works in the directory is asked
-    of the kernel instead; a zombie works nowhere.
+    Postgres judges by the process id in its lock file, which proves nothing: a killed postmaster can stay a zombie
+    for seconds, and in a container the same small number soon belongs to somebody else.  A server that our keeper
+    started holds `server.lock`, as do its children: the kernel knows when the last of them has ended.
     """
-    if not (lines := lock_file(cluster)):
-        return
-    postmaster = int(lines[0])
-    if postmaster in servers_at_work(cluster, postmaster):
-        say(f"Postgres (process {postmaster}) was left by a keeper that was killed, and is stopped.")
-        os.kill(postmaster, signal.SIGINT)
-        await_idle(cluster, postmaster, timedelta(seconds=60))
-    await_idle(cluster, postmaster, timedelta(seconds=5))  # its children notice by themselves that it is gone
-    for process in servers_at_work(cluster, postmaster):
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(process, signal.SIGKILL)
-    await_idle(cluster, postmaster, timedelta(seconds=5))
+    if not take(lock, timedelta(0)):
+        first, *_ = lock_file(cluster) or [""]
+        postmaster = int(first) if first.isdigit() else 0
+        patience = timedelta(seconds=5)  # children notice by themselves that their postmaster is gone
+        if serves(postmaster, cluster):
+            say(f"Postgres (process {postmaster}) was left by a keeper that was killed, and is stopped.")
+            os.kill(postmaster, signal.SIGINT)
+            patience = timedelta(seconds=FAST)
+        if not take(lock, patience):
+            for process in everybody():
+                if serves(process, cluster):
+                    os.kill(process, signal.SIGKILL)
+            if not take(lock, timedelta(seconds=5)):
+                raise SystemExit(f"keeper: {cluster} is in use by a server that this machine does not show.")
     (cluster / "postmaster.pid").unlink(missing_ok=True)
 
 
-def await_idle(cluster: Path, postmaster: int, patience: timedelta) -> None:
-    until = time.monotonic() + patience.total_seconds()
-    while servers_at_work(cluster, postmaster) and time.monotonic() < until:
-        time.sleep(0.02)
+def everybody() -> Iterator[int]:
+    return (int(process.name) for process in Path("/proc").glob("[0-9]*"))
 
 
-def servers_at_work(cluster: Path, postmaster: int) -> set[int]:
-    """The processes of Postgres that work in `cluster`; where the kernel does not tell, the postmaster if it lives."""
-    if Path("/proc/self/stat").exists():
-        return {int(process.name) for process in Path("/proc").glob("[0-9]*") if works_in(process, cluster)}
-    told = subprocess.run(
-        ["/bin/ps", "-o", "comm=", "-p", str(postmaster)], capture_output=True, text=True, check=False
-    )
-    return {postmaster} if told.stdout.strip().endswith("postgres") else set()
-
-
-def works_in(process: Path, cluster: Path) -> bool:
+def serves(process: int, cluster: Path) -> bool:
+    """Whether it is a Postgres that works in `cluster`; where the kernel does not tell, whether it is a Postgres."""
+    if not Path("/proc/self/stat").exists():
+        told = subprocess.run(
+            ["/bin/ps", "-o", "comm=", "-p", str(process)], capture_output=True, text=True, check=False
+        )
+        return told.stdout.strip().endswith("postgres")
     try:
-        return (process / "comm").read_text() == "postgres\n" and (process / "cwd").samefile(cluster)
+        found = Path(f"/proc/{process}")
+        return (found / "comm").read_text() == "postgres\n" and (found / "cwd").samefile(cluster)
     except OSError:
         return False
 

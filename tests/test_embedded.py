@@ -98,6 +98,7 @@ async def test_its_log_holds_nothing_of_what_is_stored_or_refused(folder: Path) 
         os.kill(backend, signal.SIGKILL)  # what a backend was doing when it crashed is a detail of the log line
         with pytest.raises((asyncpg.PostgresError, OSError)):
             await sleeping
+        await eventually(dsn, "SELECT count(*) FROM people")
     told = (folder / "data/postgres/log").read_text()
     assert "terminated by signal 9" in told
     assert "aria" not in told
@@ -237,6 +238,12 @@ async def test_a_process_id_that_somebody_else_got_since_is_no_server(folder: Pa
     rename_postmaster(folder, os.getpid())
     async with serving(folder) as dsn:
         assert await kept(dsn) == [1]
+
+
+async def test_a_lock_file_without_a_word_in_it_blocks_nothing(folder: Path) -> None:
+    (folder / "data/postgres/cluster/postmaster.pid").touch()
+    async with serving(folder) as dsn:
+        await keep(dsn, 1)
 
 
 async def test_a_first_start_that_was_killed_half_way_is_begun_anew(tmp_path: Path) -> None:
@@ -466,13 +473,21 @@ async def kept(dsn: str) -> list[int]:
 
 
 async def eventually_kept(dsn: str) -> list[int]:
-    until = time.monotonic() + 20
+    await eventually(dsn, "SELECT 1")
+    return await kept(dsn)
+
+
+async def eventually(dsn: str, sql: str) -> None:
+    deadline = time.monotonic() + 20
     while True:
         try:
-            return await kept(dsn)
+            async with connected(dsn) as connection:
+                await connection.execute(sql)
         except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError):
-            assert time.monotonic() < until, "Postgres did not come back"
+            assert time.monotonic() < deadline, "Postgres did not come back"
             await asyncio.sleep(0.02)
+        else:
+            return
 
 
 async def until(holds: Callable[[], object], what: str) -> None:
