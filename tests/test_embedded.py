@@ -515,17 +515,17 @@ def rename_postmaster(folder: Path, process: int) -> None:
 
 def at_work(folder: Path) -> set[int]:
     """Whoever works somewhere below the folder and is no zombie."""
-    found = set()
-    for process in Path("/proc").glob("[0-9]*"):
-        with suppress(OSError):
-            if (process / "cwd").readlink().is_relative_to(folder):
-                found.add(int(process.name))
-    return found
+    return {process for process, place in places_of_work() if place.is_relative_to(folder)}
 
 
 def keepers_of(folder: Path) -> set[int]:
-    place = folder / "data/postgres"
-    return {process for process in at_work(folder) if Path(f"/proc/{process}/cwd").readlink() == place}
+    return {process for process, place in places_of_work() if place == folder / "data/postgres"}
+
+
+def places_of_work() -> Iterator[tuple[int, Path]]:
+    for process in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            yield int(process.name), (process / "cwd").readlink()
 
 
 @contextmanager
