@@ -13,6 +13,7 @@ BIN := .venv/bin
 export UV_PROJECT_ENVIRONMENT := .venv
 export UV_COMPILE_BYTECODE := 1
 export UV_PYTHON_DOWNLOADS := never
+export UV_SYSTEM_CERTS := true
 
 .PHONY: run test lint types bench build clean
 .DEFAULT_GOAL := run
@@ -44,7 +45,7 @@ build: .venv/ready
 $(UV):
 	@test -n "$(PYTHON)" || { echo "Sluicegate needs Python 3.11 or later; none was found. Install one, or say make PYTHON=/path/to/python3." >&2; exit 1; }
 	@echo "Setting up: the first time takes up to a minute."
-	@$(PYTHON) -m venv $(TOOLS)
+	@$(PYTHON) -m venv $(TOOLS) || { echo "$(PYTHON) cannot make a virtual environment; on Debian and Ubuntu: apt install python3-venv." >&2; exit 1; }
 	@$(TOOLS)/bin/python -m pip install --quiet --disable-pip-version-check uv==$(UV_VERSION)
 
 clean:
