@@ -14,7 +14,7 @@ import os
 import re
 import socket
 import time
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
@@ -29,7 +29,7 @@ from observability.tracing import Tracing
 from outbox.clock import DatabaseClock
 from outbox.database import Database, Unavailable
 from outbox.ending import end
-from outbox.event import Connector, Delivery, Outcome, Pending, Retry, Unknown, kind_of
+from outbox.event import Connector, Delivery, Outcome, OutcomeKind, Pending, Retry, Unknown, kind_of
 from outbox.gate import BackOff, Gate, HoldForCause
 from outbox.lanes import BEGINNING, OwnedLane
 from outbox.presence import Presence
@@ -44,6 +44,8 @@ BEAT = timedelta(seconds=1)
 GRACE = timedelta(seconds=5)  # beyond a connector's own deadline, before its attempt is cut off
 LARGEST_SETTLE = 1000
 LONGEST_IDLE = timedelta(milliseconds=500)  # between polls
+WORTH_A_TIMER = timedelta(seconds=10)
+PUT_OFF = timedelta(minutes=1)  # a delivery whose outcome cannot be written
 KILLS = 3  # so many processes a delivery may take down before it is buried
 
 
@@ -93,6 +95,7 @@ class Dispatcher:
         self._attempts: set[asyncio.Task[None]] = set()
         self._done: list[Settlement] = []
         self._timers: list[tuple[float, int]] = []  # (monotonic, lane): something may be due there
+        self._polled_at = 0.0  # when all lanes were looked at, on the monotonic clock
         self._work = asyncio.Event()
         self._to_settle = asyncio.Event()
         self._settling_fails = False
@@ -116,17 +119,19 @@ class Dispatcher:
         """From now on these; what is in flight ends as it began."""
         self._targets = {target.number: target for target in targets}
         for number, target in self._targets.items():
-            gate = Gate(most=target.concurrency, per_second=target.per_second)
-            before = self._gates.get(number)
-            gate.in_flight = before.in_flight if before else 0
-            self._gates[number] = gate
+            if gate := self._gates.get(number):
+                gate.configure(most=target.concurrency, per_second=target.per_second)
+            else:
+                self._gates[number] = Gate(most=target.concurrency, per_second=target.per_second)
         self._destinations_changed = True
         self._work.set()
 
     async def stop(self, drain: timedelta) -> None:
-        """Start nothing more, wait for what is in flight, settle it, and hand the lanes over."""
+        """Start nothing more, hand over the lanes that are idle, wait for what is in flight, settle it, hand over the rest."""
         self._stopping = True
-        self._work.set()
+        for own in self._lanes.values():
+            own.leaving = True
+            own.empty()
         if self._attempts:
             await asyncio.wait(self._attempts, timeout=drain.total_seconds())
         cut_off = {own.lane.number for own in self._lanes.values() if own.in_flight}
@@ -175,13 +180,15 @@ class Dispatcher:
     # ── beat ─────────────────────────────────────────────────────────────────────────────────────
 
     async def _introduce(self) -> None:
-        self._number = await self._outbox.register(f"{socket.gethostname()}:{os.getpid()}", self._lease)
+        """Under a number that counts only once its line is drawn: without one, nobody else would believe that it lives."""
+        number = await self._outbox.register(f"{socket.gethostname()}:{os.getpid()}", self._lease)
         if self._presence is not None:
             await self._presence.close()
-        self._presence = Presence(
-            self._database, dispatcher=self._number, woken=self._heard, destinations_changed=self._heard_of_destinations
+        presence = Presence(
+            self._database, dispatcher=number, woken=self._heard, destinations_changed=self._heard_of_destinations
         )
-        await self._presence.open()
+        await presence.open()
+        self._number, self._presence = number, presence
 
     async def _beat(self) -> None:
         away = False
@@ -200,7 +207,7 @@ class Dispatcher:
 
     async def _beat_once(self) -> None:
         asked = time.monotonic()
-        living = await self._outbox.beat(self._number, self._lease)
+        living = await self._outbox.beat(self._number, self._lease, leaving=self._stopping)
         if living is None:  # it slept so long that it was struck off
             await self._introduce()
             self._lose(lane.lane for lane in list(self._lanes.values()))
@@ -210,11 +217,14 @@ class Dispatcher:
         self._lose(
             [own.lane for own in list(self._lanes.values()) if (own.lane.number, own.lane.epoch) not in standing]
         )
+        for lane in standing.values():  # leased by a statement whose answer was lost
+            if lane.number not in self._lanes:
+                self._take_over([lane])
         await self._share(living)
         for own in list(self._lanes.values()):
             if own.leaving and own.idle:
                 await self._outbox.give_back([own.lane])
-                del self._lanes[own.lane.number]
+                self._lanes.pop(own.lane.number, None)
         for number, target in self._targets.items():
             owned = sum(own.lane.destination == number for own in self._lanes.values())
             self._gates[number].scale(owned / target.lanes)
@@ -222,22 +232,28 @@ class Dispatcher:
 
     async def _share(self, living: list[int]) -> None:
         """As many lanes as the others: all of them over those who live, the rest by rank."""
-        total = sum(target.lanes for target in self._targets.values())
+        targets = self._targets
+        total = sum(target.lanes for target in targets.values())
         rank = living.index(self._number) if self._number in living else 0
         share = total // len(living) + (rank < total % len(living))
-        staying = [own for own in self._lanes.values() if not own.leaving and own.lane.destination in self._targets]
+        staying = [own for own in self._lanes.values() if not own.leaving and own.lane.destination in targets]
         for own in self._lanes.values():
-            if own.lane.destination not in self._targets or own in staying[share:]:
+            if own.lane.destination not in targets or own in staying[share:]:
                 own.leaving = True
                 own.empty()
-        if len(staying) >= share or self._stopping:
-            return
-        taken = await self._outbox.lease(self._number, list(self._targets), share - len(staying))
-        for lane in taken:
-            self._lanes[lane.number] = OwnedLane(lane, careful=self._targets[lane.destination].concurrency)
+        if len(staying) < share and not self._stopping:
+            self._take_over(await self._outbox.lease(self._number, list(targets), share - len(staying)))
+
+    def _take_over(self, lanes: Sequence[Lane]) -> None:
+        for lane in lanes:
+            target = self._targets.get(lane.destination)  # None: a reload came in between; it is given back
+            own = OwnedLane(lane, careful=target.concurrency if target else 1, lanes=target.lanes if target else 1)
+            own.leaving = target is None
+            self._lanes[lane.number] = own
             self._metrics.takeovers.labels(careful=str(lane.vanished).lower()).inc()
-        for careful in {lane.vanished for lane in taken}:
-            names = {self._targets[lane.destination].name for lane in taken if lane.vanished == careful}
+        for careful in {lane.vanished for lane in lanes}:
+            taken = [lane for lane in lanes if lane.vanished == careful]
+            names = {self._name(lane.destination) for lane in taken}
             log.info(LogEvent.LANES_TAKEN_OVER, lanes=len(taken), destinations=sorted(names), careful=careful)
         self._work.set()
 
@@ -295,23 +311,24 @@ class Dispatcher:
         standings = await self._outbox.standings()
         now = self._clock.now()
         for number, gate in self._gates.items():
-            gate.stand(standings.get(number))
-        for own in self._lanes.values():
-            gate = self._gates[own.lane.destination]
-            if gate.held(now):
+            gate.stand(standings.get(number), now)
+        for own in self._at_work():
+            if self._gates[own.lane.destination].held(now):
                 own.empty()  # what was read and not started must not slip out after the hold
             else:
                 own.dirty = True
+
+    def _at_work(self) -> list[OwnedLane]:
+        """The lanes that are read and delivered from: those that stay here, of destinations that are configured."""
+        return [own for own in self._lanes.values() if not own.leaving and own.lane.destination in self._targets]
 
     async def _open_keys(self) -> None:
         """Subjects whose delivery is settled or due again: the next of each, before anything behind it is read."""
         now = self._clock.now()
         wanted: list[tuple[OwnedLane, int]] = []
-        for own in self._lanes.values():
-            own.due_again(now)
-            if own.to_open and not own.leaving and not self._gates[own.lane.destination].held(now):
-                wanted += [(own, key) for key in own.to_open]
-                own.to_open = set()
+        for own in self._at_work():
+            if not self._gates[own.lane.destination].held(now):
+                wanted += [(own, key) for key in own.keys_to_open(now)]
         if not wanted:
             return
         try:
@@ -323,28 +340,32 @@ class Dispatcher:
         found = {(row.lane, row.key): row for row in rows}
         for own, key in wanted:
             own.opened(key, found.get((own.lane.number, key)), self._clock.now())
-        self._bury_orphans(rows)
+            if own.leaving:
+                own.empty()
+        self._tell_orphans(rows)
 
     async def _read_once(self) -> bool:
         """True where there was more than there was room for."""
-        now = self._clock.now()
-        readings = {}
-        for own in self._lanes.values():
+        if self._stopping:
+            return False
+        now, readings = self._clock.now(), {}
+        for own in self._at_work():
             if self._gates[own.lane.destination].opens_at(now) is None and (reading := own.reading()):
                 readings[own.lane.number] = (own, reading)
-        if not readings or self._stopping:
+        if not readings:
             return False
-        closed = {key for own, _ in readings.values() for key in own.closed}
-        rows = await self._outbox.read([reading for _, reading in readings.values()], list(closed))
+        rows = await self._outbox.read([reading for _, reading in readings.values()])
         by_lane: dict[int, list[Taken]] = {number: [] for number in readings}
         for row in rows:
             by_lane[row.lane].append(row)
         for number, (own, reading) in readings.items():
             own.take(reading, by_lane[number], self._clock.now())
-        self._bury_orphans(rows)
+            if own.leaving:
+                own.empty()
+        self._tell_orphans(rows)
         return any(own.wants_reading for own, _ in readings.values())
 
-    def _bury_orphans(self, rows: Iterable[Taken]) -> None:
+    def _tell_orphans(self, rows: Iterable[Taken]) -> None:
         """A row without its event cannot be delivered; it stays, and is an alarm."""
         for row in rows:
             if row.event is None:
@@ -353,37 +374,40 @@ class Dispatcher:
 
     def _idle(self) -> float:
         """Seconds until something is to be looked at without having been told."""
-        soonest = LONGEST_IDLE.total_seconds()
+        now, soonest = self._clock.now(), LONGEST_IDLE.total_seconds()
         if self._timers:
             soonest = min(soonest, self._timers[0][0] - time.monotonic())
-        for own in self._lanes.values():
-            if own.buffer:
-                soonest = min(soonest, self._gates[own.lane.destination].next_token_in() or soonest)
+        for own in self._at_work():
+            if own.buffer and (token := self._gates[own.lane.destination].next_token_in(now)) is not None:
+                soonest = min(soonest, token)
         return max(0.0, soonest)
 
     def _ring(self) -> None:
-        """Lanes whose time has come, or all of them after a while without any word."""
+        """Lanes whose time has come, and now and then all of them."""
         now = time.monotonic()
         while self._timers and self._timers[0][0] <= now:
             _, number = heapq.heappop(self._timers)
             if own := self._lanes.get(number):
                 own.dirty = True
-        if not self._work.is_set():
+        if now >= self._polled_at + LONGEST_IDLE.total_seconds():
+            self._polled_at = now
             for own in self._lanes.values():
                 own.dirty = True
 
     def _at(self, when: datetime, lane: int) -> None:
-        """Look at this lane then."""
-        heapq.heappush(self._timers, (time.monotonic() + (when - self._clock.now()).total_seconds() + 0.001, lane))
+        """Look at this lane then; what is further off is found by the polls, soon enough."""
+        wait = (when - self._clock.now()).total_seconds()
+        if wait < WORTH_A_TIMER.total_seconds():
+            heapq.heappush(self._timers, (time.monotonic() + wait + 0.001, lane))
 
     # ── deliver ──────────────────────────────────────────────────────────────────────────────────
 
     def _start(self) -> None:
-        """As many attempts as the gates let through, a turn for each lane."""
+        """As many attempts as the gates let through; the lane that had its turn longest ago comes first."""
         if self._stopping or self._settling_fails or not self._leased() or len(self._done) > LARGEST_SETTLE:
             return
         now = self._clock.now()
-        lanes = [own for own in self._lanes.values() if own.buffer]
+        lanes = sorted((own for own in self._at_work() if own.buffer), key=lambda own: own.started_at)
         rooms = {own.lane.destination: self._gates[own.lane.destination].room(now) for own in lanes}
         while lanes:
             going_on = []
@@ -391,62 +415,82 @@ class Dispatcher:
                 if not rooms[own.lane.destination] or (own.careful and own.in_flight):
                     continue
                 rooms[own.lane.destination] -= 1
-                taken = own.buffer.popleft()
-                if taken.event is None:
-                    continue
                 own.in_flight += 1
-                self._gates[own.lane.destination].started()
-                task = asyncio.create_task(self._attempt(own, taken))
+                own.started_at = time.monotonic()
+                target, gate = self._targets[own.lane.destination], self._gates[own.lane.destination]
+                gate.started()
+                task = asyncio.create_task(self._attempt(own, own.buffer.popleft(), target, gate))
                 self._attempts.add(task)
                 task.add_done_callback(self._attempts.discard)
                 if own.buffer:
                     going_on.append(own)
             lanes = going_on
 
-    async def _attempt(self, own: OwnedLane, taken: Taken) -> None:
+    async def _attempt(self, own: OwnedLane, taken: Taken, target: Target, gate: Gate) -> None:
         """One try, from the lane to the settle; nothing that goes wrong in it is lost."""
-        target, gate = self._targets[own.lane.destination], self._gates[own.lane.destination]
+        settlement: Settlement | None = None
         outcome: Outcome | None = None
+        careful = own.careful > 0
         try:
-            if own.careful and await self._killed_too_often(own, taken, target):
-                return
-            assert taken.event is not None
-            delivery = delivery_of(taken, target.name, target.schedule.give_up)
-            age = self._clock.now() - taken.event.received_at
-            replayed = taken.attempts > 0 and taken.attempts == taken.spared
-            at, began = self._clock.now(), time.monotonic()
-            with self._tracing.attempt(
-                taken.event_id, target.name, delivery.attempt, taken.event.traceparent, age, replayed=replayed
-            ) as span:
-                if not self._leased():  # it slept: its successor may be at it
-                    return
-                outcome = await self._try(target, delivery)
-                decision = self._decide(target, taken, delivery, outcome)
-                span.ended(
-                    kind_of(outcome).word,
-                    failed=not isinstance(outcome, Pending) and decision.verdict != Verdict.DELIVERED,
-                )
-            took = timedelta(seconds=time.monotonic() - began)
-            self._done.append(_settlement(own, taken, target, outcome, decision, at, took, span.trace_id))
+            if careful and await self._outbox.suspect(taken) >= KILLS:
+                settlement = self._buried(own, taken, target)
+            elif self._leased():  # if not, it slept: its successor may be at it
+                settlement, outcome = await self._tried(own, taken, target)
         except Unavailable:
-            outcome = None
+            pass
+        except Exception as error:
+            log.exception(LogEvent.DELIVERY_FAILED, event_id=taken.event_id, destination=target.name)
+            outcome, later = Retry(f"bug: {type(error).__name__}"), Decision(verdict=Verdict.LATER, delay=PUT_OFF)
+            settlement = _settlement(own, taken, target, outcome, later, self._clock.now(), timedelta(0), None)
         finally:
             own.in_flight -= 1
-            self._ended(gate, target, own, taken, outcome)
+            if settlement is None:
+                own.forget(taken)
+            else:
+                self._done.append(settlement)
+            self._ended(gate, target, outcome)
+            if careful:  # whatever came of it, this process lives to tell
+                with suppress(Unavailable):
+                    await self._outbox.clear(taken)
 
-    async def _try(self, target: Target, delivery: Delivery) -> Outcome:
-        """Ask the connector; what it raises is a bug of ours (or its author's) and becomes a retry, with its stack."""
+    async def _tried(self, own: OwnedLane, taken: Taken, target: Target) -> tuple[Settlement, Outcome]:
+        assert taken.event is not None
+        delivery = delivery_of(taken, target.name, target.schedule.give_up)
+        at, began = self._clock.now(), time.monotonic()
+        replayed = taken.attempts > 0 and taken.attempts == taken.spared
+        with self._tracing.attempt(
+            taken.event_id,
+            target.name,
+            delivery.attempt,
+            taken.event.traceparent,
+            at - taken.event.received_at,
+            replayed=replayed,
+        ) as span:
+            outcome, decision = await self._try(target, taken, delivery)
+            span.ended(
+                kind_of(outcome).word,
+                failed=not isinstance(outcome, Pending) and decision.verdict != Verdict.DELIVERED,
+            )
+        took = timedelta(seconds=time.monotonic() - began)
+        return _settlement(own, taken, target, outcome, decision, at, took, span.trace_id), outcome
+
+    async def _try(self, target: Target, taken: Taken, delivery: Delivery) -> tuple[Outcome, Decision]:
+        """Ask the connector, and judge what it says.
+
+        What it raises, or says that is no outcome, is a bug of ours (or its author's) and becomes a retry, with its stack.
+        """
         try:
             async with asyncio.timeout((target.timeout + GRACE).total_seconds()):
-                outcome = await target.connector.deliver(delivery)
-                if isinstance(outcome, Unknown):
-                    return await target.connector.lookup(delivery) or outcome
-                return outcome
+                outcome = sound(await target.connector.deliver(delivery))
+                if isinstance(outcome, Unknown) and (found := await target.connector.lookup(delivery)):
+                    outcome = sound(found)
+            return outcome, self._decide(target, taken, delivery, outcome)
         except TimeoutError:
-            return Unknown("no end of the attempt in time")
+            outcome = Unknown("no end of the attempt in time")
         except Exception as error:
             log.exception(LogEvent.DELIVERY_FAILED, event_id=delivery.event.id, destination=delivery.destination)
-            return Retry(f"bug: {type(error).__name__}")
+            outcome = Retry(f"bug: {type(error).__name__}")
+        return outcome, self._decide(target, taken, delivery, outcome)
 
     def _decide(self, target: Target, taken: Taken, delivery: Delivery, outcome: Outcome) -> Decision:
         return decide(
@@ -459,15 +503,12 @@ class Dispatcher:
             random=random,
         )
 
-    def _ended(self, gate: Gate, target: Target, own: OwnedLane, taken: Taken, outcome: Outcome | None) -> None:
+    def _ended(self, gate: Gate, target: Target, outcome: Outcome | None) -> None:
         paused = gate.paused
         measure = gate.ended(outcome, self._clock.now(), first_wait=target.schedule.first)
         if gate.paused != paused:
             log.warning(LogEvent.BREAKER_OPENED if gate.paused else LogEvent.BREAKER_CLOSED, destination=target.name)
-        if outcome is None:
-            if own.known.get(taken.event_id) is taken and not any(s.taken is taken for s in self._done):
-                own.forget(taken)
-        else:
+        if outcome is not None:
             self._metrics.attempts.labels(destination=target.name, outcome=kind_of(outcome).word).inc()
         self._metrics.in_flight.labels(destination=target.name).set(gate.in_flight)
         self._metrics.concurrency_limit.labels(destination=target.name).set(gate.limit)
@@ -491,55 +532,75 @@ class Dispatcher:
                     )
                     await self._outbox.hold_for_cause(target.number, until, reason)
 
-    async def _killed_too_often(self, own: OwnedLane, taken: Taken, target: Target) -> bool:
-        """In careful mode: count before trying; what took down three processes is buried."""
-        kills = await self._outbox.suspect(taken)
-        if kills < KILLS:
-            return False
-        decision = Decision(verdict=Verdict.DEAD)
-        outcome = Unknown("killed the dispatcher")
-        now = self._clock.now()
-        self._done.append(_settlement(own, taken, target, outcome, decision, now, timedelta(0), None))
-        return True
+    def _buried(self, own: OwnedLane, taken: Taken, target: Target) -> Settlement:
+        """It took down three processes, and is not tried again."""
+        outcome, decision = Unknown("killed the dispatcher"), Decision(verdict=Verdict.DEAD)
+        return _settlement(own, taken, target, outcome, decision, self._clock.now(), timedelta(0), None)
 
     # ── settle ───────────────────────────────────────────────────────────────────────────────────
 
     async def _settle(self) -> None:
         """A batch leaves as soon as the one before is written."""
         while True:
-            await self._to_settle.wait()
-            self._to_settle.clear()
-            while self._done:
-                batch = self._done[:LARGEST_SETTLE]
-                try:
-                    settled = await self._outbox.settle(batch)
-                    left = await self._again([s for n, s in enumerate(batch) if n not in settled.done], settled)
-                    careful = [s.taken for s in batch if self._is_careful(s)]
-                    if careful:
-                        await self._outbox.clear(careful)
-                except Unavailable:
-                    self._settling_fails = True
-                    await asyncio.sleep(0.2)
-                    continue
-                self._settling_fails = False
-                self._done = left + self._done[len(batch) :]
-                for n, again in settled.done.items():
-                    self._settled(batch[n], again)
-                self._work.set()
-                if left:
-                    await asyncio.sleep(0.01)  # a lane that somebody holds: not at once again
+            self._done = [s for s in self._done if self._owns(s)]  # the others' successor has them
+            batch = self._done[:LARGEST_SETTLE]
+            if not batch:
+                self._to_settle.clear()
+                await self._to_settle.wait()
+                continue
+            try:
+                settled, left = await self._write(batch)
+            except Unavailable:
+                self._settling_fails = True
+                await asyncio.sleep(0.2)
+                continue
+            self._settling_fails = False
+            self._done = left + self._done[len(batch) :]
+            for settlement, again in settled:
+                self._forget_about(settlement, again)
+            self._work.set()
+            for settlement, again in settled:
+                self._tell(settlement, again)
+            if left:
+                await asyncio.sleep(0.05)  # a lane that somebody holds: not at once again
 
-    def _is_careful(self, settlement: Settlement) -> bool:
-        own = self._lanes.get(settlement.lane)
-        return own is not None and own.careful > 0
+    async def _write(
+        self, batch: list[Settlement]
+    ) -> tuple[list[tuple[Settlement, datetime | None]], list[Settlement]]:
+        """What is settled, with when retries are due, and what is to be settled again.
 
-    def _settled(self, settlement: Settlement, again: datetime | None) -> None:
-        taken, name = settlement.taken, self._name(settlement.destination)
+        On an error that is in what is written, one by one: only the guilty one is put off, and its stack is told.
+        """
+        try:
+            settled = await self._outbox.settle(batch)
+        except Unavailable:
+            raise
+        except Exception:
+            if len(batch) > 1:
+                each = [await self._write([settlement]) for settlement in batch]
+                return [done for some, _ in each for done in some], [left for _, some in each for left in some]
+            [settlement] = batch
+            log.exception(
+                LogEvent.DELIVERY_FAILED,
+                event_id=settlement.taken.event_id,
+                destination=self._name(settlement.destination),
+            )
+            simpler = put_off(settlement)
+            if simpler == settlement:
+                return [], []  # not even that: it is left alone until its lane has another owner
+            return await self._write([simpler])
+        left = await self._again([s for n, s in enumerate(batch) if n not in settled.done], settled)
+        return [(batch[n], again) for n, again in settled.done.items()], left
+
+    def _forget_about(self, settlement: Settlement, again: datetime | None) -> None:
         own = self._lanes.get(settlement.lane)
         if own is not None and own.lane.epoch == settlement.epoch:
-            own.settled(taken, again)
+            own.settled(settlement.taken, again)
             if again is not None:
                 self._at(again, own.lane.number)
+
+    def _tell(self, settlement: Settlement, again: datetime | None) -> None:
+        taken, name = settlement.taken, self._name(settlement.destination)
         self._metrics.attempt_seconds.labels(destination=name).observe(settlement.took.total_seconds())
         facts = {"event_id": taken.event_id, "destination": name, "attempt": taken.attempts + 1}
         match settlement.verdict:
@@ -600,13 +661,41 @@ def _settlement(
         delay=decision.delay,
         spared=decision.spared,
         outcome=kind_of(outcome),
-        status=outcome.status,
+        status=outcome.status if outcome.status is not None and 0 <= outcome.status < 2**15 else None,
         reason=_storable(getattr(outcome, "reason", None)),
         receipt=_storable(getattr(outcome, "receipt", None)),
         at=at,
         took=took,
         trace=trace,
         cause=cause_of(target.name, outcome) if decision.verdict == Verdict.DEAD else None,
+    )
+
+
+def sound(outcome: Outcome) -> Outcome:
+    """An outcome that can be judged and stored; what is none raises, whoever made it."""
+    if not isinstance(outcome, Outcome):
+        raise TypeError(f"{type(outcome).__name__} is no outcome")
+    words = (getattr(outcome, "reason", ""), getattr(outcome, "receipt", ""))
+    if not all(isinstance(word, str) for word in words) or not isinstance(outcome.status, int | None):
+        raise TypeError(f"{type(outcome).__name__} holds something that it should not")
+    if isinstance(outcome, Retry) and not isinstance(outcome.after, timedelta | None):
+        raise TypeError("Retry.after is no timedelta")
+    if isinstance(outcome, Pending) and outcome.until.tzinfo is None:
+        raise TypeError("Pending.until has no time zone")
+    return outcome
+
+
+def put_off(settlement: Settlement) -> Settlement:
+    """What came of it cannot be written: so much can, and it is tried again."""
+    return replace(
+        settlement,
+        verdict=Verdict.LATER,
+        delay=PUT_OFF,
+        outcome=OutcomeKind.RETRY,
+        status=None,
+        reason="bug: its outcome could not be written",
+        receipt=None,
+        cause=None,
     )
 
 

@@ -1,5 +1,6 @@
 """A lane as its owner sees it: how far it was read, what was read and is not settled, and which subjects are closed."""
 
+import heapq
 from collections import deque
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
@@ -7,7 +8,8 @@ from uuid import UUID
 
 from outbox.store import Lane, Reading, Taken
 
-BUFFER = 256  # deliveries read and not started, a lane
+BUFFER = 256  # deliveries read and not started, a destination
+LEAST = 16  # and at the least a lane
 BEGINNING = datetime(1970, 1, 1, tzinfo=UTC)
 LOWEST = UUID(int=0)
 MOMENT = timedelta(microseconds=1)
@@ -20,21 +22,26 @@ class OwnedLane:
     by itself (`to_open`), before any of its deliveries can be read in the ordinary way.
     """
 
-    def __init__(self, lane: Lane, *, careful: int) -> None:
+    def __init__(self, lane: Lane, *, careful: int, lanes: int = 1) -> None:
+        """`lanes` share the destination's buffer; `careful` is how many the owner before can have had in flight."""
         self.lane = lane
         self.careful = careful if lane.vanished else 0  # this many, one at a time, each with a marker first
         self.leaving = False
         self.in_flight = 0
+        self.started_at = 0.0  # the latest attempt, on the monotonic clock: lanes take turns
         self.buffer: deque[Taken] = deque()
         self.known: dict[UUID, Taken] = {}  # read and not settled: in the buffer, in flight, or being settled
         self.closed: dict[int, datetime | None] = {}  # None: in flight
         self.to_open: set[int] = set()
         self.dirty = True  # there may be more to read
+        self._share = max(LEAST, BUFFER // lanes)
+        self._passed: set[int] = set()  # closed keys that a read had to pass: only these are worth telling the next one
+        self._opens: list[tuple[datetime, int]] = []  # a heap: when closed keys are due again
         self._due_at = BEGINNING
         self._event = LOWEST
         self._again = 0  # rows behind which it was rewound: they come once more
         self._meanwhile: datetime | None = None  # rewound to this while a read was under way
-        self._settled: set[UUID] = set()  # while a read was under way: it may have begun before they were
+        self._settled: set[UUID] = set()  # let go while a read was under way: it may have begun before that
 
     # ── reading ──────────────────────────────────────────────────────────────────────────────────
 
@@ -44,7 +51,13 @@ class OwnedLane:
             return None
         self._settled.clear()
         self._meanwhile = None
-        return Reading(lane=self.lane.number, due_at=self._due_at, event=self._event, room=self._room + self._again)
+        return Reading(
+            lane=self.lane.number,
+            due_at=self._due_at,
+            event=self._event,
+            room=self._room + self._again,
+            closed=tuple(self._passed),
+        )
 
     @property
     def wants_reading(self) -> bool:
@@ -52,7 +65,7 @@ class OwnedLane:
 
     @property
     def _most(self) -> int:
-        return min(BUFFER, self.careful) if self.careful else BUFFER
+        return min(self._share, self.careful) if self.careful else self._share
 
     @property
     def _room(self) -> int:
@@ -82,9 +95,20 @@ class OwnedLane:
         elif not self.known:
             self.careful = 0  # what the owner before can have had in flight is done
 
+    def keys_to_open(self, now: datetime) -> list[int]:
+        """Keys whose delivery is settled or due again, as many as there is room for: the next of each is to be read."""
+        while self._opens and self._opens[0][0] <= now:
+            until, key = heapq.heappop(self._opens)
+            if self.closed.get(key) == until:
+                self.to_open.add(key)
+        chosen = list(self.to_open)[: max(0, self._room)]
+        self.to_open.difference_update(chosen)
+        return chosen
+
     def opened(self, key: int, row: Taken | None, now: datetime) -> None:
         """The first in the queue of a key that was closed; None: it has no more."""
         del self.closed[key]
+        self._passed.discard(key)
         if row is not None:
             self._add(row, now)
 
@@ -93,17 +117,19 @@ class OwnedLane:
             return
         if row.key is not None:
             if row.key in self.closed:
+                self._passed.add(row.key)
                 return
             if row.not_before is not None and row.not_before > now:
-                self.closed[row.key] = row.not_before
+                self._close(row.key, row.not_before)
                 return
             self.closed[row.key] = None
-        self.known[row.event_id] = row
-        self.buffer.append(row)
+        if row.event is not None:  # one without its event stays where it is, and so does its subject
+            self.known[row.event_id] = row
+            self.buffer.append(row)
 
-    def due_again(self, now: datetime) -> None:
-        """Keys whose wait is over are looked for."""
-        self.to_open |= {key for key, until in self.closed.items() if until is not None and until <= now}
+    def _close(self, key: int, until: datetime) -> None:
+        self.closed[key] = until
+        heapq.heappush(self._opens, (until, key))
 
     # ── settling ─────────────────────────────────────────────────────────────────────────────────
 
@@ -118,12 +144,13 @@ class OwnedLane:
             if again is None:
                 self.to_open.add(row.key)
             else:
-                self.closed[row.key] = again
+                self._close(row.key, again)
         elif again is not None:
             self.rewind(again)
 
     def forget(self, row: Taken) -> None:
         """It was not tried, or stands no longer where it was read: whatever it is now, a later read tells."""
+        self._settled.add(row.event_id)
         self.known.pop(row.event_id, None)
         if row.key is not None and self.closed.get(row.key, BEGINNING) is None:
             self.to_open.add(row.key)

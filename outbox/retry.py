@@ -9,6 +9,7 @@ from typing import assert_never
 from outbox.event import Blocked, Delivered, Duplicate, Outcome, Pending, Refused, Retry, Unknown
 
 LONGEST_WISH = timedelta(hours=24)  # a Retry-After beyond it is honoured up to it
+LONGEST_PENDING = timedelta(days=366)
 CONFIRM_BLOCKED = timedelta(seconds=5)  # a second try after this must say the same before a destination is held
 
 
@@ -58,7 +59,9 @@ def decide(
         case Refused():
             return Decision(verdict=Verdict.DEAD)
         case Pending(until=until):
-            return Decision(verdict=Verdict.LATER, delay=max(until - now, timedelta(0)), spared=True)
+            return Decision(
+                verdict=Verdict.LATER, delay=min(max(until - now, timedelta(0)), LONGEST_PENDING), spared=True
+            )
         case Blocked():
             return Decision(verdict=Verdict.LATER, delay=CONFIRM_BLOCKED, spared=True)
         case Unknown() if not repeatable:

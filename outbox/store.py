@@ -121,12 +121,13 @@ class Lane:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reading:
-    """Read this lane from behind (`due_at`, `event`), at most `room` rows."""
+    """Read this lane from behind (`due_at`, `event`), at most `room` rows, past the keys that are `closed` in it."""
 
     lane: int
     due_at: datetime
     event: UUID
     room: int
+    closed: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -337,17 +338,18 @@ class Outbox:
         )
         return number
 
-    async def beat(self, dispatcher: int, lease: timedelta) -> list[int] | None:
-        """Renew the lease; the dispatchers that live, in order.  None: ours was struck off, register again.
+    async def beat(self, dispatcher: int, lease: timedelta, *, leaving: bool = False) -> list[int] | None:
+        """Renew the lease; the dispatchers that live and stay, in order.  None: ours was struck off, register again.
 
         One lives whose lease runs and whose process still holds its advisory lock: one that was killed is known
-        at once, and the lease is for the one that hangs.
+        at once, and the lease is for the one that hangs.  One that is leaving keeps its lanes until it gives them
+        back, and the others share them from now on.
         """
         rows = await self._dispatch.fetch(
             """
             WITH mine AS (
                 UPDATE dispatchers
-                   SET lease_until = clock_timestamp() + $2
+                   SET lease_until = clock_timestamp() + $2, leaving = $3
                  WHERE id = $1
                 RETURNING id
             ), struck AS (
@@ -357,11 +359,12 @@ class Outbox:
             )
             SELECT id FROM mine
              UNION
-            SELECT id FROM living_dispatchers WHERE EXISTS (SELECT FROM mine)
+            SELECT id FROM living_dispatchers WHERE NOT leaving AND EXISTS (SELECT FROM mine)
              ORDER BY id
             """,
             dispatcher,
             lease,
+            leaving,
         )
         return [row["id"] for row in rows] or None
 
@@ -373,7 +376,7 @@ class Outbox:
                 SELECT lane, owner
                   FROM lanes
                  WHERE destination = ANY ($2::smallint[])
-                   AND (owner IS NULL OR owner NOT IN (SELECT id FROM living_dispatchers))
+                   AND (owner IS NULL OR owner <> $1 AND owner NOT IN (SELECT id FROM living_dispatchers))
                  ORDER BY lane
                  LIMIT $3
                    FOR UPDATE SKIP LOCKED
@@ -390,10 +393,13 @@ class Outbox:
         )
         return [Lane(row["lane"], row["destination"], row["epoch"], row["vanished"]) for row in rows]
 
-    async def owned(self, dispatcher: int) -> set[tuple[int, int]]:
-        """The (lane, epoch) that are still this dispatcher's."""
-        rows = await self._dispatch.fetch("SELECT lane, epoch FROM lanes WHERE owner = $1", dispatcher)
-        return {(row["lane"], row["epoch"]) for row in rows}
+    async def owned(self, dispatcher: int) -> dict[tuple[int, int], Lane]:
+        """What is this dispatcher's, by lane and epoch; who owned it before is not told."""
+        rows = await self._dispatch.fetch("SELECT lane, destination, epoch FROM lanes WHERE owner = $1", dispatcher)
+        return {
+            (row["lane"], row["epoch"]): Lane(row["lane"], row["destination"], row["epoch"], vanished=True)
+            for row in rows
+        }
 
     async def give_back(self, lanes: Sequence[Lane]) -> None:
         """Nothing of these is in flight: whoever wants them may take them, without careful mode."""
@@ -413,15 +419,20 @@ class Outbox:
 
     # ── read ─────────────────────────────────────────────────────────────────────────────────────
 
-    async def read(self, readings: Sequence[Reading], closed: Sequence[int]) -> list[Taken]:
-        """What is due in these lanes, in the order of their queues, past the keys that are closed.
+    async def read(self, readings: Sequence[Reading]) -> list[Taken]:
+        """What is due in these lanes, in the order of their queues, past the keys that are closed in each.
 
         A row in order comes even when its `not_before` is not reached: its owner must know that its key is closed.
         """
         rows = await self._dispatch.fetch(
             """
+            WITH wanted AS MATERIALIZED (
+                SELECT lane, due_at, event_id, room, closed::bigint[] AS closed
+                  FROM unnest($1::int[], $2::timestamptz[], $3::uuid[], $4::int[], $5::text[])
+                    AS w (lane, due_at, event_id, room, closed)
+            )
             SELECT p.*, e.*
-              FROM unnest($1::int[], $2::timestamptz[], $3::uuid[], $4::int[]) AS wanted (lane, due_at, event_id, room)
+              FROM wanted
              CROSS JOIN LATERAL (
                    SELECT p.ctid AS place, p.lane, p.event_id, p.due_at, p.owed_since, p.key, p.not_before, p.give_up,
                           p.attempts, p.spared
@@ -429,7 +440,7 @@ class Outbox:
                     WHERE p.lane = wanted.lane
                       AND p.due_at <= clock_timestamp()
                       AND (p.due_at, p.event_id) > (wanted.due_at, wanted.event_id)
-                      AND (p.key IS NULL OR p.key <> ALL ($5::bigint[]))
+                      AND (p.key IS NULL OR p.key <> ALL (wanted.closed))
                     ORDER BY p.due_at, p.event_id
                     LIMIT wanted.room
                    ) AS p
@@ -439,7 +450,7 @@ class Outbox:
             [r.due_at for r in readings],
             [r.event for r in readings],
             [r.room for r in readings],
-            list(closed),
+            ["{" + ",".join(map(str, r.closed)) + "}" for r in readings],
         )
         return await self._taken(rows)
 
@@ -566,12 +577,18 @@ class Outbox:
                 SELECT event_id, destination, cause, outcome, status, reason, attempts + 1, lane, key, give_up
                   FROM settled
                  WHERE verdict = 2
+                    ON CONFLICT DO NOTHING
+                RETURNING event_id, destination
             ), counted AS (
                 INSERT INTO tally (day, what, destination, n)
-                SELECT event_day(event_id), CASE verdict WHEN 0 THEN 3 ELSE 4 END, destination, count(*)
+                SELECT event_day(event_id), 3, destination, count(*)
                   FROM settled
-                 WHERE verdict <> 1
-                 GROUP BY 1, 2, 3
+                 WHERE verdict = 0
+                 GROUP BY 1, 3
+                 UNION ALL
+                SELECT event_day(event_id), 4, destination, count(*)
+                  FROM buried
+                 GROUP BY 1, 3
             )
             SELECT ARRAY(SELECT ord FROM settled ORDER BY ord) AS ords,
                    ARRAY(SELECT again FROM settled ORDER BY ord) AS again,
@@ -632,15 +649,10 @@ class Outbox:
         )
         return kills
 
-    async def clear(self, cleared: Sequence[Taken]) -> None:
+    async def clear(self, taken: Taken) -> None:
+        """It was tried, and whoever tried it lived to tell."""
         await self._dispatch.execute(
-            """
-            DELETE FROM suspects AS s
-             USING unnest($1::uuid[], $2::int[]) AS cleared (event_id, lane)
-             WHERE (s.event_id, s.lane) = (cleared.event_id, cleared.lane)
-            """,
-            [t.event_id for t in cleared],
-            [t.lane for t in cleared],
+            "DELETE FROM suspects WHERE (event_id, lane) = ($1, $2)", taken.event_id, taken.lane
         )
 
     # ── destinations ─────────────────────────────────────────────────────────────────────────────
@@ -682,7 +694,10 @@ class Outbox:
         """The destinations that are held or to be left alone, by number; for ever is a hundred years."""
         rows = await self._dispatch.fetch(
             """
-            SELECT id, least(held_until, clock_timestamp() + interval '100 years') AS held_until, held_by, not_before
+            SELECT id, held_by, not_before,
+                   CASE WHEN held_until IS NOT NULL  -- least() would pass over a null
+                        THEN least(held_until, clock_timestamp() + interval '100 years')
+                    END AS held_until
               FROM destinations
              WHERE held_until > clock_timestamp()
                 OR not_before > clock_timestamp()
@@ -692,7 +707,9 @@ class Outbox:
 
     async def leave_alone(self, destination: int, until: datetime) -> None:
         """The whole destination backs off, for whoever owns its lanes next, too."""
-        await self._dispatch.execute("UPDATE destinations SET not_before = $2 WHERE id = $1", destination, until)
+        await self._dispatch.execute(
+            "UPDATE destinations SET not_before = greatest(not_before, $2) WHERE id = $1", destination, until
+        )
 
     async def hold_for_cause(self, destination: int, until: datetime, reason: str) -> None:
         """The program holds a destination that is blocked; it never touches a person's hold."""

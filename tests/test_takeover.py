@@ -6,10 +6,11 @@ from datetime import timedelta
 
 import pytest_asyncio
 
+from outbox.database import Database
 from outbox.event import Delivered, Delivery, Outcome, Retry
 from outbox.lanes import BEGINNING, LOWEST
 from outbox.retry import Verdict
-from outbox.store import ALIVE, Reading, Settlement
+from outbox.store import ALIVE, Outbox, Reading, Settlement
 from tests.house import House, Partner, house_on, until
 
 LEASE = timedelta(seconds=10)
@@ -30,7 +31,7 @@ def settlement(house: House, lane, taken) -> Settlement:
 
 
 async def everything(house: House, lane) -> list:
-    return await house.outbox.read([Reading(lane=lane.number, due_at=BEGINNING, event=LOWEST, room=100)], [])
+    return await house.outbox.read([Reading(lane=lane.number, due_at=BEGINNING, event=LOWEST, room=100)])
 
 
 async def test_a_dispatcher_that_lost_its_lane_cannot_settle_what_its_successor_owns(house: House) -> None:
@@ -126,6 +127,9 @@ async def vanish(house: House, dispatcher) -> None:
     """As if its process had been killed: no loop of it turns, and its connection is cut."""
     for loop in dispatcher._loops:
         loop.cancel()
+    severed = await Database.connect(house.dsn, size=1)
+    await severed.close()
+    dispatcher._outbox = Outbox(intake=severed, dispatch=severed)
     await asyncio.sleep(0.05)
     await dispatcher._presence.close()
     assert await house.intake.fetchval(

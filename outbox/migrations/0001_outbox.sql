@@ -26,7 +26,8 @@ CREATE TABLE dispatchers (
     id          bigint      GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     name        text        NOT NULL,  -- host:pid, for people
     started_at  timestamptz NOT NULL DEFAULT clock_timestamp(),
-    lease_until timestamptz NOT NULL
+    lease_until timestamptz NOT NULL,
+    leaving     boolean     NOT NULL DEFAULT false  -- it takes no more lanes, and gives back those that it has
 ) WITH (fillfactor = 50);
 
 -- A lane is a shard of a destination and has one owner at a time; the epoch fences the owner before.
@@ -43,7 +44,7 @@ CREATE TABLE lanes (
 
 -- A dispatcher lives while its lease runs and its process holds its advisory lock (class 20928, outbox.store.ALIVE).
 CREATE VIEW living_dispatchers AS
-SELECT d.id
+SELECT d.id, d.leaving
   FROM dispatchers AS d
  WHERE d.lease_until > clock_timestamp()
    AND EXISTS (SELECT

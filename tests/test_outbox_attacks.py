@@ -1,0 +1,278 @@
+"""Bad days: each of these broke the outbox once."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
+
+import pytest_asyncio
+
+from outbox.destinations import Destinations
+from outbox.event import Blocked, Delivered, Delivery, Outcome, Pending, Refused, Retry
+from outbox.retry import Schedule
+from tests.house import House, Partner, house_on, until
+
+SLOW = Schedule(first=timedelta(hours=1), cap=timedelta(hours=1), give_up=timedelta(days=1))
+
+
+@pytest_asyncio.fixture
+async def house(dsn: str) -> AsyncIterator[House]:
+    async with house_on(dsn) as house:
+        yield house
+
+
+# ── lost deliveries ──────────────────────────────────────────────────────────────────────────────────
+
+
+async def test_a_subject_that_waits_at_one_destination_goes_out_at_another(house: House) -> None:
+    """Both keep order by the same subject, so the same key is closed in a lane of the one only."""
+    await house.destination("broken")
+    await house.destination("healthy")
+    broken, healthy = Partner(lambda _: Retry("not now")), Partner()
+    async with house.dispatching(house.target("broken", broken, schedule=SLOW), house.target("healthy", healthy)):
+        await house.accept("broken", "healthy", subject="order/1", ordered=True)
+        await until(lambda: len(broken.asked) == len(healthy.asked) == 1)
+        await asyncio.sleep(1.5)
+        arrivals = [house.arrival("broken", "healthy", subject=f"order/{n}", ordered=True) for n in (1, 2)]
+        answers = await house.outbox.add(arrivals, house.buckets())
+        house.dispatchers[0].wake({debt.lane: answers[0].due_at for debt in arrivals[0].debts})
+        await until(lambda: len(healthy.asked) == 3, 8)
+
+
+async def test_a_reload_while_deliveries_are_in_flight_leaves_their_places_free(house: House) -> None:
+    await house.destination("supplier")
+    go = asyncio.Event()
+
+    async def when_told(_: Delivery) -> Outcome:
+        await go.wait()
+        return Delivered()
+
+    partner = Partner(when_told)
+    target = house.target("supplier", partner, concurrency=2)
+    async with house.dispatching(target) as dispatcher:
+        for _ in range(2):
+            await house.accept("supplier")
+        await until(lambda: len(partner.asked) == 2)
+        dispatcher.retarget([target])
+        go.set()
+        await house.drained(5)
+        await house.accept("supplier")
+        await house.drained(5)
+
+
+async def test_what_a_destination_is_owed_survives_that_it_is_gone_from_the_configuration_for_a_while(
+    house: House,
+) -> None:
+    await house.destination("supplier")
+    await house.destination("other")
+    go = asyncio.Event()
+
+    async def when_told(_: Delivery) -> Outcome:
+        await go.wait()
+        return Delivered()
+
+    partner = Partner(when_told)
+    supplier, other = house.target("supplier", partner, concurrency=2), house.target("other", Partner())
+    async with house.dispatching(supplier, other) as dispatcher:
+        for _ in range(10):
+            await house.accept("supplier")
+        await until(lambda: len(partner.asked) == 2)
+        dispatcher.retarget([other])
+        go.set()  # what was read and not started is still in the buffer
+        await asyncio.sleep(2.5)
+        dispatcher.retarget([supplier, other])
+        await house.drained(10)
+    assert len(partner.asked) == 10
+
+
+async def test_an_answer_that_is_no_outcome_is_tried_again_and_told_as_a_bug(house: House) -> None:
+    await house.destination("theirs")
+    answers: list[object] = [None, Pending("taken", until=datetime(2026, 1, 1)), Delivered(receipt=7), Delivered()]  # noqa: DTZ001
+    partner = Partner(lambda delivery: answers[delivery.attempt - 1])
+    async with house.dispatching(house.target("theirs", partner)):
+        await house.accept("theirs")
+        await house.drained(10)
+    rows = await house.intake.fetch("SELECT reason FROM attempts ORDER BY number")
+    assert [row["reason"] for row in rows[:2]] == ["bug: TypeError", "bug: TypeError"]
+
+
+async def test_what_a_connector_says_cannot_stop_the_settle_of_the_others(house: House) -> None:
+    await house.destination("theirs")
+    await house.destination("healthy")
+    odd = [
+        Retry("x", status=10**6), Retry("nul \0 \ud800"), Retry("later", after=timedelta(days=10**6)),
+        Pending("far", until=datetime.max.replace(tzinfo=UTC)), Pending("far", until=datetime.max.replace(tzinfo=UTC)),
+    ]  # fmt: skip
+    left = list(odd)
+    theirs, healthy = Partner(lambda _: left.pop() if left else Delivered()), Partner()
+    async with house.dispatching(house.target("theirs", theirs), house.target("healthy", healthy)):
+        for _ in odd:
+            await house.accept("theirs")
+        await until(lambda: len(theirs.asked) >= len(odd))
+        await house.accept("healthy")
+        await until(lambda: is_settled(house, "healthy"), 5)
+    assert await house.count("attempts") >= len(odd) + 1
+
+
+async def is_settled(house: House, name: str) -> bool:
+    return not await house.intake.fetchval(
+        "SELECT count(*) FROM pending WHERE lane = ANY ($1::int[])", list(house.destinations[name].lanes)
+    )
+
+
+async def test_a_dead_letter_that_is_there_already_does_not_stop_the_settle_of_the_others(house: House) -> None:
+    await house.destination("picky")
+    partner = Partner(lambda _: Refused("400 Bad Request", status=400))
+    async with house.dispatching(house.target("picky", partner)):
+        twice = await house.accept("picky")
+        await house.drained()
+        await house.intake.execute(
+            "INSERT INTO pending (event_id, due_at, owed_since, lane, attempts) SELECT $1, now(), now(), $2, 1",
+            twice,
+            house.destinations["picky"].lanes[0],
+        )
+        await until(lambda: len(partner.asked) == 2)
+        await house.accept("picky")
+        await house.drained(5)
+    assert await house.count("dead_letters") == 2
+
+
+async def test_lanes_that_were_leased_without_the_answer_arriving_are_at_work(house: House) -> None:
+    """The connection may be cut between the commit and its answer."""
+    destination = await house.destination("supplier")
+    partner = Partner()
+    async with house.dispatching() as dispatcher:
+        assert await house.outbox.lease(dispatcher._number, [destination.id], 1)
+        dispatcher.retarget([house.target("supplier", partner)])
+        await house.accept("supplier")
+        await house.drained(5)
+
+
+async def test_a_dispatcher_that_could_not_draw_its_line_at_first_lives_all_the_same(house: House) -> None:
+    destination = await house.destination("supplier")
+    partner = Partner()
+    async with house.dispatching(house.target("supplier", partner)) as dispatcher:
+        await house.intake.execute("DELETE FROM dispatchers")  # it slept for long, and was struck off
+        session, house.dispatch.session = house.dispatch.session, no_session
+        await asyncio.sleep(6.5)
+        del house.dispatch.session
+        assert house.dispatch.session == session
+        await until(lambda: lives(house, dispatcher), 10)
+        await house.accept("supplier")
+        await house.drained(5)
+    assert destination
+
+
+def no_session() -> None:
+    raise OSError("no connection")
+
+
+async def lives(house: House, dispatcher) -> bool:
+    return await house.intake.fetchval("SELECT count(*) = 1 FROM living_dispatchers WHERE id = $1", dispatcher._number)
+
+
+async def test_an_orphan_does_not_keep_its_lane_from_moving_on(house: House) -> None:
+    await house.destination("supplier", shards=2)
+    targets = [house.target("supplier", Partner())]
+    async with house.dispatching(*targets) as first:
+        for lane in house.destinations["supplier"].lanes:
+            await house.intake.execute(
+                "INSERT INTO pending (event_id, due_at, owed_since, lane) SELECT $1, now(), now(), $2",
+                house.identities.next(),
+                lane,
+            )
+        await asyncio.sleep(1.5)
+        async with house.dispatching(*targets) as second:
+            await until(lambda: len(first._lanes) == len(second._lanes) == 1, 6)
+
+
+# ── gentleness ───────────────────────────────────────────────────────────────────────────────────────
+
+
+async def test_a_release_opens_a_destination_that_the_program_holds_at_once(house: House) -> None:
+    await house.destination("supplier")
+    answers = [Blocked("credentials: 401 Unauthorized", 401)] * 2
+    partner = Partner(lambda _: answers.pop() if answers else Delivered())
+    async with house.dispatching(house.target("supplier", partner)):
+        await house.accept("supplier")
+        await until(lambda: held(house, "supplier"), 12)
+        await asyncio.sleep(1.2)  # its dispatcher has seen the hold in the database
+        assert len(partner.asked) == 2
+        await Destinations(house.intake).release("supplier", by="anna", reason="new password")
+        await house.drained(4)  # its own hold would have run for 10 s
+
+
+async def held(house: House, name: str) -> bool:
+    return await house.intake.fetchval("SELECT held_until > now() FROM destinations WHERE name = $1", name)
+
+
+async def test_lanes_of_one_destination_take_turns_however_little_it_can_take(house: House) -> None:
+    await house.destination("slow", shards=2)
+
+    async def slowly(_: Delivery) -> Outcome:
+        await asyncio.sleep(0.005)
+        return Delivered()
+
+    partner = Partner(slowly)
+    lanes: dict[int, list] = {0: [], 1: []}
+    while min(map(len, lanes.values())) < 100:
+        arrival = house.arrival("slow")
+        lanes[house.destinations["slow"].lanes.index(arrival.debts[0].lane)].append(arrival)
+    await house.outbox.add(lanes[0] + lanes[1][:1], house.buckets())
+    lonely = lanes[1][0].event.id
+    async with house.dispatching(house.target("slow", partner, concurrency=1)):
+        await house.drained(20)
+    assert [delivery.event.id for delivery in partner.asked].index(lonely) < 10
+
+
+async def test_a_pause_costs_no_statement_but_the_polls(house: House) -> None:
+    """A destination with a rate limit that backs off must not be looked at as often as its rate would allow."""
+    await house.destination("limited")
+    answers = [Retry("429 Too Many Requests", after=timedelta(minutes=5), whole_destination=True, status=429)]
+    partner = Partner(lambda _: answers[0])
+    async with house.dispatching(house.target("limited", partner, per_second=50, concurrency=1)) as dispatcher:
+        await house.outbox.add([house.arrival("limited") for _ in range(20)], house.buckets())
+        await until(lambda: len(partner.asked) == 1)
+        await asyncio.sleep(1)
+        turns = 0
+        open_keys = dispatcher._open_keys
+
+        async def counted() -> None:
+            nonlocal turns
+            turns += 1
+            await open_keys()
+
+        dispatcher._open_keys = counted
+        await asyncio.sleep(3)
+    assert turns < 30
+
+
+# ── careful mode ─────────────────────────────────────────────────────────────────────────────────────
+
+
+async def test_an_attempt_that_was_only_cut_off_is_not_counted_as_a_kill(house: House) -> None:
+    """Three restarts while a partner is slow."""
+    await house.destination("slow")
+
+    async def never(_: Delivery) -> Outcome:
+        await asyncio.sleep(60)
+        return Delivered()
+
+    await house.accept("slow")
+    for _ in range(4):
+        partner = Partner(never)
+        async with house.dispatching(house.target("slow", partner)) as dispatcher:
+            await until(lambda: len(partner.asked) == 1, 5)  # noqa: B023
+            await dispatcher.stop(timedelta(0))
+    partner = Partner()
+    async with house.dispatching(house.target("slow", partner)):
+        await house.drained(5)
+    assert len(partner.asked) == 1
+    assert await house.count("dead_letters") == 0
+
+
+async def test_a_destination_that_backs_off_is_not_held(house: House) -> None:
+    destination = await house.destination("supplier")
+    await house.outbox.leave_alone(destination.id, house.clock.now() + timedelta(minutes=1))
+    standing = (await house.outbox.standings())[destination.id]
+    assert standing.held_until is None
+    assert standing.not_before is not None
