@@ -9,6 +9,7 @@ from pydantic_core import core_schema
 
 from connectors import Kind
 from connectors.settings import NAME, Settings, written, written_size
+from gateway.config_sections import Listen
 
 REFERENCE = {"type": "string", "pattern": "^(env|file):"}
 
@@ -115,6 +116,10 @@ class _Schema(GenerateJsonSchema):
                 return {}
             case Mapping():
                 return dict(dft)
+            case tuple():
+                return [self.encode_default(each) for each in dft]
+            case Listen():
+                return str(dft)
             case _:
                 return super().encode_default(dft)
 
