@@ -941,7 +941,7 @@ class Retention(Entry):
     events: Duration = timedelta(days=90)
     """Events and their attempts; longer if they are still owed."""
     dead_letters: Duration = timedelta(days=90)
-    """Dead letters that nobody repaired."""
+    """What was discarded, by whom and why.  A dead letter itself is kept until somebody decides about it."""
     dedup: Duration = timedelta(days=7)
     """For how long the same post is recognised."""
     audit: Duration = timedelta(days=6 * 366)
