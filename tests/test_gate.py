@@ -106,10 +106,10 @@ def test_a_hold_of_the_program_ends_by_itself_and_grows_up_to_five_minutes() -> 
 
 def test_a_hold_is_kept_to_whoever_made_it() -> None:
     gate = Gate(most=8)
-    gate.stand(Standing(NOW + timedelta(days=365), "anna", None))
+    gate.stand(Standing(NOW + timedelta(days=365), "anna", None), NOW)
     assert gate.held(NOW)
     assert gate.room(NOW) == 0
-    gate.stand(None)
+    gate.stand(None, NOW)
     assert gate.room(NOW) == 8
 
 
