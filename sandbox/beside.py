@@ -1,6 +1,8 @@
 """Becomes `sluicegate serve`, as a program that ends with the one that started it, even if that one is killed.
 
-python -m sandbox.beside PARENT --config sluicegate.yaml
+    python -m sandbox.beside PARENT --config sluicegate.yaml
+
+On Linux; elsewhere it ends when it is told to, and else stays.
 """
 
 import ctypes
@@ -8,7 +10,7 @@ import os
 import signal
 import sys
 
-SET_PARENT_DEATH_SIGNAL = 1  # prctl(2), of Linux alone; elsewhere it ends when it is told to, and else stays
+SET_PARENT_DEATH_SIGNAL = 1  # prctl(2)
 
 
 def main() -> None:

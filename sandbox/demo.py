@@ -1,10 +1,12 @@
 """`sluicegate demo`: the program at work, with partners of its own, told live in one terminal.
 
-place      a folder with a configuration and secrets, made for it
-partners   real servers on loopback: Odoo's stand-in, receivers that verify, an SMTP server
-program    `sluicegate serve` on an embedded Postgres, as a process of its own
-story      posts, and says what the door answered
-watch      asks the API what became of each event, and says it
+    place      a folder with a configuration and secrets, made for it
+    partners   real servers on loopback: Odoo's stand-in, receivers that verify, an SMTP server
+    program    `sluicegate serve` on an embedded Postgres, as a process of its own
+    story      posts, and says what the door answered
+    watch      asks the API what became of each event, and says it
+
+What was started last is stopped first, however it ends.
 """
 
 import asyncio

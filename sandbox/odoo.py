@@ -345,7 +345,7 @@ class OdooStandIn:
             if name in known
         }
 
-    def search_read(  # noqa: PLR0917  # Odoo's
+    def search_read(  # the order is Odoo's
         self,
         call: Call,
         domain: Sequence[Any] = (),

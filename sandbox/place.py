@@ -1,9 +1,11 @@
-"""The folder of a demo: its configuration, its secrets, its log, and the program's `data/`.
+"""The folder of a demo, in which no other one works.
 
-sluicegate.yaml   written anew at each start
-secrets/          made at the first start, mode 0600, and never shown
-serve.log         what `sluicegate serve` writes
-demo.lock         held by the one demo that may work here
+    sluicegate.yaml   written anew at each start
+    secrets/          made at the first start, mode 0600, and never shown
+    serve.log         what `sluicegate serve` writes
+    demo.lock         held by the one demo that may work here
+
+Beside them lies `data/`, as beside every configuration.
 """
 
 import base64
