@@ -7,6 +7,7 @@ with a short lock_timeout: the plain forms stop intake for as long as somebody's
 import asyncio
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from random import random
@@ -20,18 +21,20 @@ AHEAD = 7  # days for which events find a partition
 BORDER = timedelta(minutes=1)  # around it a dedup key goes into both buckets; far more than a statement may take
 PATIENCE = timedelta(milliseconds=200)  # how long a lock is waited for, each time
 TRIES = 50
+GONE = (asyncpg.UndefinedTableError, asyncpg.ObjectNotInPrerequisiteStateError)  # somebody was quicker
+MAKING = 0x51C2  # the advisory lock of whoever makes a partition
 DAILY = ("events", "attempts")
 DAY = timedelta(days=1)
 
 
 @dataclass(frozen=True, slots=True)
 class Partition:
-    """Holds from `begins` up to `ends`; `leaving` when a detach was begun and not finished."""
+    """Holds from `begins` up to `ends`."""
 
     name: str
     begins: datetime
     ends: datetime
-    leaving: bool
+    leaving: bool  # its detach was begun, and may be over
 
 
 class Partitions:
@@ -89,31 +92,52 @@ class Partitions:
         )
         return sorted((_partition(row) for row in rows), key=lambda p: p.begins)
 
+    async def over(self, table: str, by: datetime) -> list[Partition]:
+        """Those that ended by then, the oldest first; also the ones that were detached, by a process that died then."""
+        rows = await self._database.fetch(
+            """
+            SELECT relname AS name
+              FROM pg_class
+             WHERE relnamespace = (SELECT relnamespace FROM pg_class WHERE oid = $1::regclass)
+               AND relkind = 'r'
+               AND NOT relispartition
+               AND relname ~ $2
+            """,
+            table,
+            f"^{table}_[0-9]+$",
+        )
+        length = self._dedup if table == "dedup" else DAY
+        detached = [
+            Partition(row["name"], at, at + length, leaving=True) for row in rows if (at := _began(row["name"]))
+        ]
+        partitions = [p for p in [*await self.of(table), *detached] if p.ends <= by]
+        return sorted(partitions, key=lambda p: p.begins)
+
     async def _make(self, table: str, partition: Partition) -> None:
         lower, upper = _bounds(table, partition)
         column = "bucket" if table == "dedup" else "id" if table == "events" else "event_id"
         await self._patiently(
             f"""
+            SELECT pg_advisory_xact_lock({MAKING});
             CREATE TABLE IF NOT EXISTS {partition.name} (
                 LIKE {table} INCLUDING ALL,
                 CONSTRAINT {partition.name}_bounds CHECK ({column} >= '{lower}' AND {column} < '{upper}')
             );
             ALTER TABLE {table} ATTACH PARTITION {partition.name} FOR VALUES FROM ('{lower}') TO ('{upper}');
             """,  # noqa: S608  names and bounds are made of dates, here
-            done_already=(asyncpg.ObjectNotInPrerequisiteStateError, asyncpg.WrongObjectTypeError),
+            done_already=(asyncpg.WrongObjectTypeError,),  # it is a partition
         )
 
     async def drop(self, table: str, partition: Partition) -> None:
+        """From wherever it was left off; a detach that had to wait is pending, and can only be finalized."""
         if not partition.leaving:
-            await self._patiently(f"ALTER TABLE {table} DETACH PARTITION {partition.name} CONCURRENTLY")
-        else:
-            await self._patiently(f"ALTER TABLE {table} DETACH PARTITION {partition.name} FINALIZE")
+            await self._patiently(f"ALTER TABLE {table} DETACH PARTITION {partition.name} CONCURRENTLY", GONE)
+        await self._patiently(f"ALTER TABLE {table} DETACH PARTITION {partition.name} FINALIZE", GONE)
         await self._patiently(f"DROP TABLE IF EXISTS {partition.name}")
 
     async def drop_old_buckets(self, now: datetime) -> list[str]:
         """Those before the one before the present one."""
-        present = self.buckets(now)
-        old = [p for p in await self.of("dedup") if p.ends <= present.before]
+        old = await self.over("dedup", self.buckets(now).before)
         for partition in old:
             await self.drop("dedup", partition)
         return [p.name for p in old]
@@ -157,6 +181,14 @@ def _floor(at: datetime) -> str:
 def _partition(row: asyncpg.Record) -> Partition:
     bounds = re.findall(r"'([^']+)'", row["bound"])
     return Partition(row["name"], _instant(bounds[0]), _instant(bounds[1]), row["leaving"])
+
+
+def _began(name: str) -> datetime | None:
+    """When a table that is called like a partition of ours began to take rows."""
+    _, _, digits = name.rpartition("_")
+    with suppress(ValueError):
+        return datetime.strptime(digits, "%Y%m%d" if len(digits) == 8 else "%Y%m%d%H%M").replace(tzinfo=UTC)
+    return None
 
 
 def _instant(bound: str) -> datetime:

@@ -4,14 +4,17 @@ An event with a waiting, held or dead delivery outlives its partition: it and it
 of their own first, and `lanes.carried_below` says so to every settle.  The books stay balanced at each step.
 """
 
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from outbox.database import Database
+from outbox.database import Connection, Database
 from outbox.partitions import Partition, Partitions
 
 BOOKKEEPING = 0x51C1  # the advisory lock of whoever rewrites tally rows
 SETTLED_FOR = timedelta(hours=1)  # after its end, before a day is proven
+PATIENCE = timedelta(minutes=5)  # with a statement over a whole day
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,65 +35,84 @@ class Retention:
     async def run(self, now: datetime) -> list[str]:
         """Drop what is over at this instant; the names of the partitions that went."""
         went = []
-        attempts = {p.begins: p for p in await self._partitions.of("attempts")}
-        for partition in await self._partitions.of("events"):
-            if partition.ends > now - self._keep.events:
-                continue
+        for partition in await self._partitions.over("events", now - self._keep.events):
             if not partition.leaving:
                 await self._carry_over(partition, now)
             await self._partitions.drop("events", partition)
-            if partition.begins in attempts:
-                await self._partitions.drop("attempts", attempts.pop(partition.begins))
             went.append(partition.name)
-        for begins, partition in attempts.items():  # its twin went before a crash
-            if partition.ends <= now - self._keep.events:
-                await self._partitions.drop("attempts", partition)
-                went.append(f"{partition.name} of {begins:%Y-%m-%d}")
+        for partition in await self._partitions.over("attempts", now - self._keep.events):
+            await self._partitions.drop("attempts", partition)
+            went.append(partition.name)
         await self._let_go(now)
         await self._forget(now)
         return went + await self._partitions.drop_old_buckets(now)
 
     async def _carry_over(self, partition: Partition, now: datetime) -> None:
-        """Copy what is owed, with every settle kept out for the moment that it takes.
+        """Copy what is owed; what changes meanwhile is copied with every settle kept out, which takes a moment only.
 
         A settle skips lanes that are locked, and afterwards reads `carried_below` off the row that it locks itself:
         it cannot write an attempt into a partition that is about to go.
         """
-        async with self._database.transaction() as connection:
+        async with self._at_length() as connection:
+            await self._copy(connection, partition, now)
+        async with self._at_length() as connection:
             await connection.execute("SELECT pg_advisory_xact_lock($1)", BOOKKEEPING)
             await connection.execute("SELECT FROM lanes ORDER BY lane FOR UPDATE")
             await connection.execute(
                 "UPDATE lanes SET carried_below = event_floor($1) WHERE carried_below < event_floor($1)", partition.ends
             )
-            await connection.execute(
-                """
-                INSERT INTO carried_events
-                SELECT *
-                  FROM events AS e
-                 WHERE e.id >= event_floor($1) AND e.id < event_floor($2)
-                   AND (   EXISTS (SELECT FROM pending AS p WHERE p.event_id = e.id)
-                        OR EXISTS (SELECT FROM dead_letters AS d WHERE d.event_id = e.id)
-                        OR EXISTS (SELECT FROM discards AS d WHERE d.event_id = e.id AND d.at > $3))
-                    ON CONFLICT DO NOTHING
-                """,
-                partition.begins,
-                partition.ends,
-                now - self._keep.dead_letters,
-            )
-            await connection.execute(
-                """
-                INSERT INTO carried_attempts
-                SELECT a.*
-                  FROM attempts AS a
-                 WHERE a.event_id >= event_floor($1) AND a.event_id < event_floor($2)
-                   AND EXISTS (SELECT FROM carried_events AS c WHERE c.id = a.event_id)
-                    ON CONFLICT DO NOTHING
-                """,
-                partition.begins,
-                partition.ends,
-            )
+            await self._copy(connection, partition, now)
             await connection.execute(_FORGET_DISCARDS, partition.begins, partition.ends)
             await connection.execute(_COUNT_AGAIN, partition.begins, partition.ends)
+
+    async def _copy(self, connection: Connection, partition: Partition, now: datetime) -> None:
+        """The events that somebody still has to do with, found from there: nearly all of the partition is done with."""
+        await connection.execute(
+            """
+            WITH wanted AS MATERIALIZED (
+                SELECT event_id FROM pending WHERE event_id >= event_floor($1) AND event_id < event_floor($2)
+                 UNION
+                SELECT event_id FROM dead_letters WHERE event_id >= event_floor($1) AND event_id < event_floor($2)
+                 UNION
+                SELECT event_id
+                  FROM discards
+                 WHERE event_id >= event_floor($1) AND event_id < event_floor($2)
+                   AND at > $3
+            )
+            INSERT INTO carried_events
+            SELECT e.*
+              FROM wanted AS w
+              JOIN events AS e ON e.id = w.event_id
+             WHERE e.id >= event_floor($1) AND e.id < event_floor($2)
+               AND NOT EXISTS (SELECT FROM carried_events AS c WHERE c.id = w.event_id)
+                ON CONFLICT DO NOTHING
+            """,
+            partition.begins,
+            partition.ends,
+            now - self._keep.dead_letters,
+            timeout=PATIENCE.total_seconds(),
+        )
+        await connection.execute(
+            """
+            INSERT INTO carried_attempts
+            SELECT a.*
+              FROM carried_events AS c
+              JOIN attempts AS a ON a.event_id = c.id
+             WHERE c.id >= event_floor($1) AND c.id < event_floor($2)
+               AND a.event_id >= event_floor($1) AND a.event_id < event_floor($2)
+                ON CONFLICT DO NOTHING
+            """,
+            partition.begins,
+            partition.ends,
+            timeout=PATIENCE.total_seconds(),
+        )
+
+    @asynccontextmanager
+    async def _at_length(self) -> AsyncIterator[Connection]:
+        """A transaction whose statements may take their time."""
+        async with self._database.transaction() as connection:
+            await connection.execute("SELECT set_config('statement_timeout', $1, true)", f"{PATIENCE.seconds}s")
+            yield connection
 
     async def _let_go(self, now: datetime) -> None:
         """Carried events that owe nothing any more go, a day at a time."""
@@ -105,7 +127,7 @@ class Retention:
             now - self._keep.dead_letters,
         )
         for day in (row["day"] for row in days):
-            async with self._database.transaction() as connection:
+            async with self._at_length() as connection:
                 await connection.execute("SELECT pg_advisory_xact_lock($1)", BOOKKEEPING)
                 await connection.execute("SELECT FROM lanes ORDER BY lane FOR UPDATE")
                 await connection.execute(
@@ -125,6 +147,7 @@ class Retention:
                     day,
                     day + timedelta(days=1),
                     now - self._keep.dead_letters,
+                    timeout=PATIENCE.total_seconds(),
                 )
                 await connection.execute(_FORGET_DISCARDS, day, day + timedelta(days=1))
                 await connection.execute(_COUNT_AGAIN, day, day + timedelta(days=1))
@@ -165,15 +188,23 @@ class Retention:
             )
 
     async def prove(self, now: datetime) -> list[datetime]:
-        """Days that are over and not proven yet: owed = ended + outstanding, id by id.  Those where it does not hold."""
+        """Days that are over and not proven yet: owed = ended + outstanding, id by id.  Those where it does not hold.
+
+        Not those that are being carried over: what is left of them is not whole any more.
+        """
         proven = {row["day"] for row in await self._database.fetch("SELECT day FROM proofs")}
+        carried = await self._database.fetchval("SELECT max(event_at(carried_below)) FROM lanes")
         wrong = []
         for partition in await self._partitions.of("events"):
             if partition.ends > now - SETTLED_FOR or partition.begins.date() in proven:
                 continue
-            row = await self._database.fetchrow(_PROVE, partition.begins, partition.ends, timeout=timedelta(minutes=5))
-            assert row is not None
-            if row["missing"] or row["surplus"]:
+            if partition.leaving or (carried is not None and partition.ends <= carried):
+                continue
+            async with self._at_length() as connection:
+                row = await connection.fetchrow(
+                    _PROVE, partition.begins, partition.ends, timeout=PATIENCE.total_seconds()
+                )
+            if row is not None and (row["missing"] or row["surplus"]):  # None: another process has just done it
                 wrong.append(partition.begins)
         return wrong
 
