@@ -5,14 +5,17 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Callable, Coroutine, Mapping
+from contextlib import ExitStack, suppress
+from datetime import timedelta
 from pathlib import Path
+from typing import TypeVar
 
 import structlog
 
 from gateway import config as configuration
 from gateway.config import Config
+from gateway.listening import bound
 from gateway.service import VERSION, Place, Service
 from observability import workers as across_workers
 from observability.logs import configure, log_sparingly
@@ -26,10 +29,16 @@ try:
 except ImportError:  # where there is none, asyncio's own loop does
     uvloop = None  # type: ignore[assignment]
 
+Answer = TypeVar("Answer")
+
 log = structlog.get_logger()
 
 WORKER = "SLUICEGATE_WORKER"  # how a process knows that it is one of several: the DSN that its parent found
-PATIENCE = 2.0  # seconds between looks for a Postgres that is away
+PATIENCE = timedelta(seconds=2)  # between looks for a Postgres that is away
+LOOK = timedelta(milliseconds=200)  # between looks at the workers
+REST = timedelta(seconds=1)  # before a worker that died is replaced
+LAST_WAIT = timedelta(seconds=60)  # for workers to end: longer than all that they wait for by themselves
+OF_THE_PROGRAM = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 def serve(*, config_path: Path, role: str, workers: int | None, environ: Mapping[str, str]) -> int:
@@ -46,60 +55,80 @@ async def _main(config: Config, role: str, workers: int, environ: Mapping[str, s
     metrics = Metrics(version=VERSION) if workers == 1 else Metrics()
     with configure(config.observability.logs, dropped=metrics.log_lines_dropped.inc) as logs:
         asyncio.get_running_loop().set_exception_handler(logs.loop_failed)
+        stop, hangup = _heard(signal.SIGTERM, signal.SIGINT, twice=_end_at_once), _heard(signal.SIGHUP)
         log.info(LogEvent.SERVE_STARTING, version=VERSION, role=role, workers=workers)
-        stop = _signals(signal.SIGTERM, signal.SIGINT)
-        embedded = await Embedded.start(config.folder) if config.database == "embedded" else None
+        embedded = await _unless(stop, Embedded.start(config.folder)) if config.database == "embedded" else None
         try:
+            _refuse_what_is_taken(config)
             dsn = embedded.dsn if embedded else config.database.reveal()  # type: ignore[union-attr]
-            if not await _prepared(dsn, stop, embedded=embedded is not None):
+            if stop.is_set() or not await _unless(stop, _prepared(dsn, embedded=embedded is not None)):
                 return 0
             if workers == 1:
                 place = Place(role=role, dsn=dsn, workers=1, metrics=None)
-                return await _work(Service(config, place, environ), metrics, stop)
-            return await _Workers(config, role, workers, dsn, environ).run(stop)
+                return await _work(Service(config, place, environ), metrics, stop, hangup)
+            return await _Workers(config, role, workers, dsn, environ).run(stop, hangup)
         finally:
             if embedded:
                 await embedded.stop()
             log.info(LogEvent.SERVE_STOPPED)
 
 
+def _refuse_what_is_taken(config: Config) -> None:
+    """Before anything else is done.  Workers share a port with everybody who would share it, so they could not tell."""
+    for address in config.serve.listen:
+        if address.port:
+            bound(address, share=False).close()
+
+
 async def _worker(config: Config, role: str, workers: int, environ: Mapping[str, str]) -> int:
-    """One of several."""
+    """One of several.  The parent says when it is time; what a terminal or a supervisor sends to all is no hurry."""
     directory = _metrics_directory(config)
     metrics = Metrics(directory, version=VERSION)
     with configure(config.observability.logs, dropped=metrics.log_lines_dropped.inc) as logs:
         asyncio.get_running_loop().set_exception_handler(logs.loop_failed)
-        stop = _signals(signal.SIGTERM, signal.SIGINT)
+        stop, hangup = _heard(signal.SIGTERM), _heard(signal.SIGHUP)
+        _when_the_parent_ends(stop)
         place = Place(role=role, dsn=environ[WORKER], workers=workers, metrics=directory)
         try:
-            return await _work(Service(config, place, environ), metrics, stop)
+            return await _work(Service(config, place, environ), metrics, stop, hangup)
         finally:
             metrics.close()
 
 
-async def _work(service: Service, metrics: Metrics, stop: asyncio.Event) -> int:
+async def _work(service: Service, metrics: Metrics, stop: asyncio.Event, hangup: asyncio.Event) -> int:
     try:
         while not stop.is_set():
             try:
-                await service.start(metrics)
-                break
+                await _unless(stop, service.start(metrics))
             except Unavailable:
                 log_sparingly(LogEvent.POSTGRES_AWAY, part="start")
                 await service.stop()
-                await _wait(stop, PATIENCE)
                 service = service.again()
-        _on_hangup(service)
-        log.info(LogEvent.SERVE_READY)
-        await stop.wait()
-        log.info(LogEvent.SERVE_STOPPING)
+                await _wait(stop, PATIENCE)
+            else:
+                if not stop.is_set():
+                    log.info(LogEvent.SERVE_READY)
+                    await _unless(stop, _reload_at(hangup, service))
+                log.info(LogEvent.SERVE_STOPPING)
     finally:
         await service.stop()
     return 0
 
 
-async def _prepared(dsn: str, stop: asyncio.Event, *, embedded: bool) -> bool:
+async def _reload_at(hangup: asyncio.Event, service: Service) -> None:
+    """One at a time; a SIGHUP that came before there was anything to reload counts, too."""
+    while True:
+        await hangup.wait()
+        hangup.clear()
+        try:
+            await service.reload()
+        except Exception:
+            log.exception(LogEvent.TASK_FAILED, task="reload")
+
+
+async def _prepared(dsn: str, *, embedded: bool) -> bool:
     """The schema is what this program needs: ours is brought there, one of one's own is somebody's decision."""
-    while not stop.is_set():
+    while True:
         try:
             if embedded:
                 await migrate(dsn)
@@ -109,10 +138,9 @@ async def _prepared(dsn: str, stop: asyncio.Event, *, embedded: bool) -> bool:
                 )
         except Unavailable:
             log_sparingly(LogEvent.POSTGRES_AWAY, part="start")
-            await _wait(stop, PATIENCE)
+            await asyncio.sleep(PATIENCE.total_seconds())
         else:
             return True
-    return False
 
 
 class _Workers:
@@ -128,64 +156,111 @@ class _Workers:
         self._environ = {**environ, WORKER: dsn}
         self._processes: list[subprocess.Popen[bytes]] = []
 
-    async def run(self, stop: asyncio.Event) -> int:
+    async def run(self, stop: asyncio.Event, hangup: asyncio.Event) -> int:
+        """Until `stop`; raises AddressError before any of them is started."""
         across_workers.start_afresh(_metrics_directory(self._config))
-        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self._tell, signal.SIGHUP)
-        self._processes = [self._start() for _ in range(self._number)]
-        try:
-            while not stop.is_set():
-                await _wait(stop, 0.5)
-                for place, process in enumerate(self._processes):
-                    if process.poll() is not None and not stop.is_set():
-                        log.error(LogEvent.WORKER_DIED, pid=process.pid, status=process.returncode)
-                        await _wait(stop, 1.0)
-                        self._processes[place] = self._start()
-        finally:
-            self._tell(signal.SIGTERM)
-            statuses = await asyncio.gather(*(asyncio.to_thread(process.wait) for process in self._processes))
-        return max(statuses, key=abs, default=0)
+        with ExitStack() as held:  # so that the addresses stay ours, whatever becomes of the workers
+            for address in self._config.serve.listen:
+                held.enter_context(bound(address, share=True))
+            self._processes = [self._start() for _ in range(self._number)]
+            try:
+                while not stop.is_set():
+                    await _wait(stop, LOOK)
+                    if hangup.is_set():
+                        hangup.clear()
+                        self._tell(signal.SIGHUP)
+                    await self._replace_the_dead(stop)
+            finally:
+                status = await self._end()
+        return status
+
+    async def _replace_the_dead(self, stop: asyncio.Event) -> None:
+        for place, process in enumerate(self._processes):
+            if process.poll() is not None and not stop.is_set():
+                log.error(LogEvent.WORKER_DIED, pid=process.pid, status=process.returncode)
+                await _wait(stop, REST)
+                if not stop.is_set():
+                    self._processes[place] = self._start()
+
+    async def _end(self) -> int:
+        """0 if all of them ended well."""
+        self._tell(signal.SIGTERM)
+        await asyncio.gather(*(asyncio.to_thread(_await_end, process) for process in self._processes))
+        self._tell(signal.SIGKILL)
+        return int(any(process.wait() != 0 for process in self._processes))
 
     def _start(self) -> "subprocess.Popen[bytes]":
-        process = subprocess.Popen(self._command, env=self._environ)  # noqa: S603
+        """It hears no signal before it listens to them, and its standard input ends when this process does."""
+        signal.pthread_sigmask(signal.SIG_BLOCK, OF_THE_PROGRAM)
+        try:
+            process = subprocess.Popen(self._command, env=self._environ, stdin=subprocess.PIPE)  # noqa: S603
+        finally:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, OF_THE_PROGRAM)
         log.info(LogEvent.WORKER_STARTED, pid=process.pid)
         return process
 
     def _tell(self, number: signal.Signals) -> None:
         for process in self._processes:
-            with suppress(ProcessLookupError):
-                process.send_signal(number)
+            process.send_signal(number)  # nothing happens to one that has ended
+
+
+def _await_end(process: "subprocess.Popen[bytes]") -> None:
+    with suppress(subprocess.TimeoutExpired):
+        process.wait(LAST_WAIT.total_seconds())
 
 
 def _metrics_directory(config: Config) -> Path:
     return config.folder / "data" / "metrics"
 
 
-def _signals(*numbers: signal.Signals) -> asyncio.Event:
-    """Set by the first of these signals; a second one ends the process at once."""
-    stop = asyncio.Event()
+def _heard(*numbers: signal.Signals, twice: Callable[[], None] = lambda: None) -> asyncio.Event:
+    """Set by any of these signals; one that comes when it is set already does `twice`."""
+    event = asyncio.Event()
 
-    def heard() -> None:
-        if stop.is_set():
-            os._exit(1)
-        stop.set()
+    def hear() -> None:
+        if event.is_set():
+            twice()
+        event.set()
 
     for number in numbers:
-        asyncio.get_running_loop().add_signal_handler(number, heard)
-    return stop
+        asyncio.get_running_loop().add_signal_handler(number, hear)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, numbers)
+    return event
 
 
-def _on_hangup(service: Service) -> None:
-    reloading: set[asyncio.Task[None]] = set()
-
-    def heard() -> None:
-        task = asyncio.create_task(service.reload())
-        reloading.add(task)
-        task.add_done_callback(reloading.discard)
-
-    asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, heard)
+def _end_at_once() -> None:
+    """Somebody is in a hurry.  Nothing is lost: the outbox is made for that."""
+    os._exit(1)
 
 
-async def _wait(stop: asyncio.Event, seconds: float) -> None:
+def _when_the_parent_ends(stop: asyncio.Event) -> None:
+    """Our standard input ends with it, however that ends; if it did not even wait for us, we are in a hurry, too."""
+    loop = asyncio.get_running_loop()
+
+    def ended() -> None:
+        loop.remove_reader(sys.stdin.fileno())
+        if stop.is_set():
+            _end_at_once()
+        stop.set()
+
+    loop.add_reader(sys.stdin.fileno(), ended)
+
+
+async def _unless(stop: asyncio.Event, work: Coroutine[object, object, Answer]) -> Answer | None:
+    """Do it, but drop it half-way when it is time to stop."""
+    working, stopping = asyncio.create_task(work), asyncio.create_task(stop.wait())
+    try:
+        await asyncio.wait((working, stopping), return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        stopping.cancel()
+        if not working.done():
+            working.cancel()
+    with suppress(asyncio.CancelledError):
+        return await working
+    return None
+
+
+async def _wait(stop: asyncio.Event, time: timedelta) -> None:
     with suppress(TimeoutError):
-        async with asyncio.timeout(seconds):
+        async with asyncio.timeout(time.total_seconds()):
             await stop.wait()

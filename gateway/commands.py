@@ -55,8 +55,12 @@ def expected(error: Exception) -> str | None:
 
 def serve(path: Path, role: str, workers: int | None) -> int:
     from gateway import app  # noqa: PLC0415 — the whole program, which no other command needs
+    from gateway.listening import AddressError  # noqa: PLC0415
 
-    return app.serve(config_path=path, role=role, workers=workers, environ=os.environ)
+    try:
+        return app.serve(config_path=path, role=role, workers=workers, environ=os.environ)
+    except AddressError as error:
+        raise click.ClickException(str(error)) from error
 
 
 def check(path: Path) -> None:

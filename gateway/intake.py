@@ -1,10 +1,13 @@
 """The way of one request: authenticate → minimize → route → outbox.add → 202."""
 
+import asyncio
 import time
 from collections.abc import Mapping
 from contextlib import suppress
+from datetime import timedelta
 from hashlib import blake2b
 from ipaddress import ip_address
+from math import ceil
 from uuid import UUID
 
 import structlog
@@ -28,9 +31,11 @@ from outbox.clock import DatabaseClock, Identities
 from outbox.database import Unavailable
 from outbox.event import Event
 from outbox.intake_batch import IntakeBatch
-from outbox.store import Arrival, Debt, Destination, Seen
+from outbox.store import Arrival, Debt, Destination, Seen, Stored
 
 log = structlog.get_logger()
+
+PATIENCE = timedelta(seconds=2)  # with the database: senders wait for a few seconds at most
 
 
 class Refusal(Exception):  # noqa: N818  an answer, not a mistake
@@ -116,7 +121,7 @@ class Intake:
 
     async def _take(self, request: web.Request, door: "_Door", span: Accepted) -> web.Response:
         if door.limit is not None and not door.limit.take(time.monotonic()):
-            wait = str(max(1, round(door.limit.wait)))
+            wait = str(max(1, ceil(door.limit.wait)))
             raise Refusal(
                 "rate_limited", problem(429, "Too many requests", "Slow down.", headers={"Retry-After": wait})
             )
@@ -129,7 +134,7 @@ class Intake:
             event = self._event(identity, door.source.name, minimized, traceparent)
             same = self._same(event, minimized, caller, digest)
             debts = self._debts(event)
-            answer = await self._batch.add(
+            answer = await self._store(
                 Arrival(event=event, data=minimized.document, same=same, digest=digest, debts=debts)
             )
         self._refusals.dropped(door.source.name, minimized.policy, minimized.dropped)
@@ -201,6 +206,14 @@ class Intake:
                 raise Refusal("policy_not_met", problem(422, "Policy not met", reason), digest)
             case Minimized() as minimized:
                 return minimized
+
+    async def _store(self, arrival: Arrival) -> Stored | Seen:
+        """Durable when it returns.  What becomes so after the sender was told to try again is recognised then."""
+        try:
+            async with asyncio.timeout(PATIENCE.total_seconds()):
+                return await self._batch.add(arrival)
+        except TimeoutError as error:
+            raise Unavailable("it was not stored in time") from error
 
     def _event(self, identity: UUID, source: str, minimized: Minimized, traceparent: str) -> Event:
         received_at = self._clock.now()

@@ -35,6 +35,7 @@ from outbox.clock import DatabaseClock
 from outbox.database import Database, Unavailable
 from outbox.destinations import Destinations
 from outbox.dispatcher import Dispatcher, Target
+from outbox.ending import end
 from outbox.intake_batch import IntakeBatch
 from outbox.partitions import Partitions
 from outbox.records import Records
@@ -49,6 +50,7 @@ log = structlog.get_logger()
 DRAIN = timedelta(seconds=30)
 ORDERED_SHARDS = 16
 LARGEST_SKEW = timedelta(seconds=5)
+LONGEST_LOOK = timedelta(seconds=2)  # at the database, for /ready: no probe waits for long
 VERSION = version("sluicegate")
 
 
@@ -72,7 +74,7 @@ class Service:
         self._parts = AsyncExitStack()
         self._stopping = False
         self._destinations: dict[str, Destination] = {}
-        self._retired: set[asyncio.Task[None]] = set()
+        self._retired: dict[asyncio.Task[None], Partners] = {}
 
     @property
     def _gateway(self) -> bool:
@@ -85,7 +87,7 @@ class Service:
     # ── life ─────────────────────────────────────────────────────────────────────────────────────
 
     async def start(self, metrics: Metrics) -> None:
-        """At work when it returns.  Raises Unavailable, UnsuitableError, OSError (an address that is taken)."""
+        """At work when it returns.  Raises Unavailable, UnsuitableError, AddressError."""
         self.metrics = metrics
         observed = self._config.observability
         self.tracing = Tracing.start(observed.otlp, observed.sample, VERSION, metrics)
@@ -184,8 +186,8 @@ class Service:
         if fixed := needs_restart(self._config, config):
             log.error(LogEvent.CONFIG_REFUSED, mistake=f"{', '.join(fixed)} cannot change while it runs; restart it")
             return
+        before = self.partners
         try:
-            before = self.partners
             await self._adopt(config)
         except Unavailable as error:
             log.error(LogEvent.CONFIG_REFUSED, mistake=f"{error}; send SIGHUP again")  # noqa: TRY400  nor this
@@ -193,15 +195,16 @@ class Service:
         if self._dispatching:
             self.dispatcher.retarget(self._targets())
         retired = asyncio.create_task(self._retire(before))
-        self._retired.add(retired)
-        retired.add_done_callback(self._retired.discard)
+        self._retired[retired] = before
+        retired.add_done_callback(self._retired.pop)
         log.info(LogEvent.CONFIG_RELOADED, digest=config.digest[:12])
 
     async def _adopt(self, config: Config) -> None:
         ordered = {name for route in config.routes.values() if route.order for name in route.to}
         shards = {name: ORDERED_SHARDS if name in ordered else 1 for name in config.destinations}
-        self._destinations = await self.outbox.ensure_destinations(shards)
+        destinations = await self.outbox.ensure_destinations(shards)
         self.partners = await Partners.open(config, tracing=self.tracing, version=VERSION)
+        self._destinations = destinations
         keep = Keep(
             events=config.retention.events, dead_letters=config.retention.dead_letters, audit=config.retention.audit
         )
@@ -217,9 +220,10 @@ class Service:
         await partners.close()
 
     async def _close_partners(self) -> None:
-        for retired in self._retired:
-            retired.cancel()
-        await self.partners.close()
+        retired = dict(self._retired)
+        await end(*retired)
+        for partners in (*retired.values(), self.partners):
+            await partners.close()
 
     def _targets(self) -> list[Target]:
         return [
@@ -328,8 +332,9 @@ class Service:
         if self._stopping:
             missing.append("it is stopping")
         try:
-            await self._intake_database.fetchval("SELECT 1", timeout=timedelta(seconds=1))
-        except Unavailable:
+            async with asyncio.timeout(LONGEST_LOOK.total_seconds()):
+                await self._intake_database.fetchval("SELECT 1", timeout=LONGEST_LOOK / 2)
+        except (Unavailable, TimeoutError):
             missing.append("the database does not answer")
             log_sparingly(LogEvent.POSTGRES_AWAY, part="readiness")
         if abs(self.clock.skew) > LARGEST_SKEW:
@@ -354,8 +359,10 @@ def needs_restart(old: Config, new: Config) -> list[str]:
         changed.append("serve.listen")
     if old.serve.workers != new.serve.workers:
         changed.append("serve.workers")
-    if (old.database == "embedded") != (new.database == "embedded"):
+    if old.database != new.database:
         changed.append("database")
+    if old.key != new.key:
+        changed.append("key")
     if old.observability != new.observability:
         changed.append("observability")
     if old.retention.dedup != new.retention.dedup:
@@ -371,8 +378,10 @@ def key_of(config: Config) -> bytes:
     with suppress(FileExistsError):
         path.parent.mkdir(mode=0o700, exist_ok=True)
         made = path.with_name(f"key.{os.getpid()}")
-        made.write_bytes(base64.b64encode(os.urandom(32)) + b"\n")
-        made.chmod(0o600)
+        with open(made, "wb", opener=lambda name, flags: os.open(name, flags, 0o600)) as file:
+            file.write(base64.b64encode(os.urandom(32)) + b"\n")
+            file.flush()
+            os.fsync(file.fileno())
         try:
             os.link(made, path)  # whole or not at all, and only the first one's
         finally:

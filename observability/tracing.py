@@ -23,16 +23,18 @@ from collections.abc import Mapping
 from contextvars import Token
 from datetime import timedelta
 from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING, Self
 from uuid import UUID
 
 from opentelemetry.trace import SpanKind
 
 from observability.metrics import Metrics
 from observability.names import Attribute, SpanName
-from observability.span_export import SpanExport
 from observability.spans import Fact, Span, current
 from observability.traceparent import new_trace_id, read
+
+if TYPE_CHECKING:
+    from observability.span_export import SpanExport
 
 ONE_STORY = timedelta(seconds=60)
 """A first try within this time is shown inside the trace of its request."""
@@ -46,15 +48,18 @@ STOP = timedelta(seconds=3)
 class Tracing:
     """Makes the spans; without an endpoint, only valid ids to hand on."""
 
-    def __init__(self, export: SpanExport | None, sample: float) -> None:
+    def __init__(self, export: "SpanExport | None", sample: float) -> None:
         self._export = export
         self._chosen_below = round(sample * 2**64)
 
     @classmethod
     def start(cls, endpoint: str | None, sample: float, version: str, metrics: Metrics | None = None) -> Self:
         """To be called in the process that works: a thread does not live through a fork."""
-        export = None if endpoint is None else SpanExport(endpoint, version=version, metrics=metrics)
-        return cls(export, sample)
+        if endpoint is None:
+            return cls(None, sample)
+        from observability.span_export import SpanExport  # noqa: PLC0415 — the SDK takes its time
+
+        return cls(SpanExport(endpoint, version=version, metrics=metrics), sample)
 
     def close(self) -> None:
         """Send what waits; done within 3 s, whatever the collector does. Blocks: call it in a thread."""

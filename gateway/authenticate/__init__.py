@@ -8,7 +8,6 @@ from typing import assert_never
 
 from gateway.authenticate.api_key import ApiKeyScheme
 from gateway.authenticate.hmac_signature import HmacScheme
-from gateway.authenticate.jwt_bearer import JwtScheme
 from gateway.authenticate.odoo_native import OdooNativeScheme
 from gateway.authenticate.presented import Caller, Presented, Reason, Scheme, Unauthorized
 from gateway.authenticate.standard_webhooks import StandardWebhooksScheme
@@ -27,6 +26,8 @@ def scheme_for(source: AnySource) -> Scheme:
         case ApiKey():
             return ApiKeyScheme(source)
         case Jwt():
+            from gateway.authenticate.jwt_bearer import JwtScheme  # noqa: PLC0415 — its cryptography takes its time
+
             return JwtScheme(source)
         case OdooNative():
             return OdooNativeScheme(source)
