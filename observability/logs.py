@@ -295,7 +295,7 @@ def _uncaught_in_finalizer(failure: Any) -> None:
     structlog.get_logger().error(LogEvent.PROCESS_FAILED, where="finalizer", exc_info=failure.exc_value)
 
 
-def _warned(  # noqa: PLR0917 — the signature of warnings.showwarning
+def _warned(
     message: Warning | str,  # noqa: ARG001
     category: type[Warning],
     filename: str,
