@@ -234,7 +234,8 @@ class DeadLetters:
     async def replay(self, select: Select, *, reason: str, actor: str) -> Repair:
         """Send again: the deliveries wait as they did before, with the same identity and their tries counted on.
 
-        In the order in which their events were accepted, so that where order is asked for it is kept.
+        In the order in which their events were accepted, so that where order is asked for it is kept.  They are due
+        since this statement, not since its transaction began: that may have waited, while dispatchers read on.
         """
 
         async def send(connection: Connection, batch: Sequence[Record]) -> Sequence[Record]:
@@ -248,7 +249,7 @@ class DeadLetters:
                               letter.attempts
                 ), sent AS (
                     INSERT INTO pending (event_id, due_at, owed_since, key, lane, give_up, attempts, spared)
-                    SELECT event_id, now(), now(), key, lane, give_up, attempts, attempts
+                    SELECT event_id, statement_timestamp(), statement_timestamp(), key, lane, give_up, attempts, attempts
                       FROM gone
                      ORDER BY event_id, lane
                     ON CONFLICT (event_id, lane) DO NOTHING

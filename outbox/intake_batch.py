@@ -9,8 +9,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
 
-import asyncpg
-
 from outbox.database import Unavailable
 from outbox.store import Arrival, Buckets, Outbox, Seen, Stored
 
@@ -66,28 +64,32 @@ class IntakeBatch:
         try:
             while batch := self._next():
                 self._sizes(len(batch))
-                try:
-                    await self._store(batch)
-                except Exception as error:  # noqa: BLE001  whatever it is, each of the batch must hear it
-                    for waiting in batch:
-                        _fail(waiting, error)
+                await self._write_down(batch)
         finally:
             self._free += 1
+
+    async def _write_down(self, batch: list[Waiting]) -> None:
+        try:
+            await self._store(batch)
+        except Exception as error:  # noqa: BLE001  whatever it is, each of the batch must hear it
+            for waiting in batch:
+                _fail(waiting, error)
 
     def _next(self) -> list[Waiting]:
         batch, self._waiting = self._waiting[:LARGEST], self._waiting[LARGEST:]
         return batch
 
     async def _store(self, batch: list[Waiting]) -> None:
-        """On an error that is in the data, one by one: only the guilty one fails."""
+        """On an error that is in what is stored, one by one: only the guilty one fails."""
         try:
             answers = await self._outbox.add([w.arrival for w in batch], self._buckets())
-        except (asyncpg.DataError, asyncpg.IntegrityConstraintViolationError) as error:
+        except Unavailable:
+            raise
+        except Exception:
             if len(batch) == 1:
-                _fail(batch[0], error)
-                return
+                raise
             for waiting in batch:
-                await self._store([waiting])
+                await self._write_down([waiting])
             return
         due: dict[int, datetime] = {}
         for waiting, answer in zip(batch, answers, strict=True):

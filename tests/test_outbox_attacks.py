@@ -1,14 +1,23 @@
 """Bad days: each of these broke the outbox once."""
 
 import asyncio
+import random
+import secrets
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from uuid import UUID, uuid4
 
+import pytest
 import pytest_asyncio
 
+from dead_letter.letters import DeadLetters, Select
+from outbox.database import Unavailable
 from outbox.destinations import Destinations
 from outbox.event import Blocked, Delivered, Delivery, Outcome, Pending, Refused, Retry
+from outbox.intake_batch import IntakeBatch
 from outbox.retry import Schedule
+from outbox.store import Seen, Stored
 from tests.house import House, Partner, house_on, until
 
 SLOW = Schedule(first=timedelta(hours=1), cap=timedelta(hours=1), give_up=timedelta(days=1))
@@ -276,3 +285,127 @@ async def test_a_destination_that_backs_off_is_not_held(house: House) -> None:
     standing = (await house.outbox.standings())[destination.id]
     assert standing.held_until is None
     assert standing.not_before is not None
+
+
+# ── intake ───────────────────────────────────────────────────────────────────────────────────────────
+
+
+def batching(house: House, **kinds) -> IntakeBatch:
+    return IntakeBatch(house.outbox, buckets=house.buckets, wake=lambda _: None, sizes=lambda _: None, **kinds)
+
+
+async def test_one_event_that_cannot_be_stored_fails_alone(house: House) -> None:
+    """A NUL, a document that is too large, a subject that no index takes, an identity outside every partition."""
+    await house.destination("supplier")
+    noise = secrets.token_urlsafe(3000)
+    guilty = [
+        house.arrival("supplier", subject="nul \0"),
+        house.arrival("supplier", data='{"a":"' + "x" * 9000 + '"}'),
+        house.arrival("supplier", subject=noise),
+    ]
+    outside = house.arrival("supplier")
+    guilty.append(replace(outside, event=replace(outside.event, id=UUID(int=outside.event.id.int + (1 << 124)))))
+    innocent = [house.arrival("supplier") for _ in range(5)]
+    batch = batching(house, connections=1)
+    answers = await asyncio.gather(*(batch.add(a) for a in [*guilty, *innocent]), return_exceptions=True)
+    await batch.close()
+    assert [isinstance(answer, Stored) for answer in answers] == [False] * 4 + [True] * 5
+    assert await house.count("pending") == await house.count("events") == 5
+
+
+async def test_two_of_one_batch_are_one_event(house: House) -> None:
+    await house.destination("supplier")
+    same = uuid4()
+    batch = batching(house, connections=1)
+    answers = await asyncio.gather(*(batch.add(house.arrival("supplier", same=same)) for _ in range(6)))
+    assert [isinstance(answer, Stored) for answer in answers] == [True] + [False] * 5
+    assert {answer.event for answer in answers} == {answers[0].event}
+    assert await house.count("pending") == 1
+
+
+async def test_a_request_that_goes_away_leaves_the_others_of_its_batch_alone(house: House) -> None:
+    batch = batching(house, connections=1)
+    waiting = [asyncio.create_task(batch.add(house.arrival())) for _ in range(5)]
+    await asyncio.sleep(0)
+    waiting[2].cancel()
+    answers = await asyncio.gather(*waiting, return_exceptions=True)
+    assert [isinstance(answer, Stored) for answer in answers] == [True, True, False, True, True]
+
+
+async def test_whether_a_batch_was_stored_is_not_known_when_its_connection_dies_and_sending_it_again_finds_out(
+    house: House,
+) -> None:
+    same = uuid4()
+    batch = batching(house, connections=1)
+    async with house.dispatch.transaction() as locked:  # it waits for us, and is then cut off
+        await locked.execute("LOCK TABLE tally IN EXCLUSIVE MODE")
+        waiting = asyncio.create_task(batch.add(house.arrival(same=same)))
+        await asyncio.sleep(0.3)
+        await locked.execute(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
+        )
+        with pytest.raises(Unavailable):
+            await waiting
+    assert isinstance(await batch.add(house.arrival(same=same)), Stored)
+    assert isinstance(await batch.add(house.arrival(same=same)), Seen)
+
+
+async def test_around_the_border_of_two_buckets_a_post_is_known_whatever_each_gateway_thinks_the_time_is(
+    house: House,
+) -> None:
+    border = house.partitions._buckets[-1].begins
+    minute = timedelta(minutes=1)
+    moments = [border + minute * n for n in (-3, -1.01, -0.99, -0.01, 0.01, 0.99, 1.01, 3)]
+    for first in moments:
+        for second in [m for m in moments if abs(m - first) < 2 * minute]:
+            same = uuid4()
+            one = await house.outbox.add([house.arrival(same=same)], house.partitions.buckets(first))
+            two = await house.outbox.add([house.arrival(same=same)], house.partitions.buckets(second))
+            assert isinstance(one[0], Stored)
+            assert two[0].event == one[0].event, (first - border, second - border)
+            assert isinstance(two[0], Seen)
+
+
+@pytest.mark.parametrize("side", [-1, 1])
+async def test_of_many_that_post_the_same_around_the_border_one_is_stored_and_all_hear_of_it(
+    house: House, side: int
+) -> None:
+    """Some believe that the border is near, and some that it is not."""
+    near = house.partitions._buckets[-1].begins + timedelta(minutes=side)
+    keys = [uuid4() for _ in range(20)]
+
+    async def post(n: int) -> dict[UUID, Stored | Seen]:
+        mixed = random.sample(keys, len(keys))
+        buckets = house.partitions.buckets(near + timedelta(seconds=1 if n % 2 else -1))
+        answers = await house.outbox.add([house.arrival(same=key) for key in mixed], buckets)
+        return dict(zip(mixed, answers, strict=True))
+
+    posts = await asyncio.gather(*(post(n) for n in range(16)))
+    for key in keys:
+        answers = [post[key] for post in posts]
+        assert sum(isinstance(answer, Stored) for answer in answers) == 1
+        assert len({answer.event for answer in answers}) == 1
+    assert await house.count("events") == len(keys)
+
+
+# ── replays ──────────────────────────────────────────────────────────────────────────────────────────
+
+
+async def test_a_replay_that_had_to_wait_for_its_letters_is_delivered(house: House) -> None:
+    """Its transaction is older than what was read meanwhile."""
+    await house.destination("picky")
+    answers = [Refused("400 Bad Request", status=400)]
+    partner = Partner(lambda _: answers.pop() if answers else Delivered())
+    async with house.dispatching(house.target("picky", partner)):
+        event = await house.accept("picky")
+        await house.drained()
+        async with house.intake.transaction() as somebody:
+            await somebody.execute("LOCK TABLE dead_letters IN EXCLUSIVE MODE")
+            replay = asyncio.create_task(
+                DeadLetters(house.dispatch).replay(Select(events=(event,)), reason="mended", actor="anna")
+            )
+            for _ in range(8):
+                await asyncio.sleep(0.5)
+                await house.accept("picky")
+        await replay
+        await house.drained(5)
