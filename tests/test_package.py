@@ -83,7 +83,10 @@ def test_without_the_extra_the_demo_says_what_to_install(installed: Path, tmp_pa
 
 
 def uv(*arguments: str | Path) -> None:
-    ended = subprocess.run([UV, "--quiet", *arguments], cwd=ROOT, capture_output=True, text=True, check=False)
+    environment = {**os.environ, "UV_SYSTEM_CERTS": "true"}  # it trusts whom the machine trusts, as the Makefile's
+    ended = subprocess.run(
+        [UV, "--quiet", *arguments], cwd=ROOT, env=environment, capture_output=True, text=True, check=False
+    )
     assert ended.returncode == 0, ended.stderr
 
 
