@@ -188,8 +188,8 @@ class Standing:
 class Outbox:
     """Deliveries that still have somewhere to go.
 
-    `intake` writes what arrives; `dispatch` has its plans pinned, since on a queue that was analysed
-    while it was empty Postgres changes its mind otherwise.
+    `intake` writes what arrives, `dispatch` delivers it.  Both have their plans pinned, since on tables that were
+    analysed while they were empty Postgres changes its mind otherwise.
     """
 
     def __init__(self, *, intake: Database, dispatch: Database) -> None:
@@ -312,16 +312,21 @@ class Outbox:
         return set(row["new"]), row["due_at"]
 
     async def _firsts(self, lost: Sequence[Arrival], buckets: Buckets) -> dict[UUID, Seen]:
-        """Who came first, by dedup key; the newest bucket speaks."""
+        """Who came first, by dedup key; the newest bucket speaks.  One by one: a join would be made by a scan of all events."""
         rows = await self._intake.fetch(
             """
-            SELECT DISTINCT ON (d.key) d.key, d.event_id, coalesce(e.digest, c.digest) AS digest
-              FROM dedup AS d
-              LEFT JOIN events AS e ON e.id = d.event_id
-              LEFT JOIN carried_events AS c ON c.id = d.event_id
-             WHERE d.bucket IN ($2, $3)
-               AND d.key = ANY ($1::uuid[])
-             ORDER BY d.key, d.bucket DESC
+            SELECT first.key, first.event_id,
+                   coalesce((SELECT digest FROM events WHERE id = first.event_id),
+                            (SELECT digest FROM carried_events WHERE id = first.event_id)) AS digest
+              FROM unnest($1::uuid[]) AS lost (key)
+             CROSS JOIN LATERAL (
+                   SELECT key, event_id
+                     FROM dedup
+                    WHERE bucket IN ($2, $3)
+                      AND key = lost.key
+                    ORDER BY bucket DESC
+                    LIMIT 1
+                   ) AS first
             """,
             [a.same for a in lost],
             buckets.before,
@@ -423,6 +428,7 @@ class Outbox:
         """What is due in these lanes, in the order of their queues, past the keys that are closed in each.
 
         A row in order comes even when its `not_before` is not reached: its owner must know that its key is closed.
+        It ends at now(), which an index can end at: clock_timestamp() would have it look at all that is due later.
         """
         rows = await self._dispatch.fetch(
             """
@@ -438,7 +444,7 @@ class Outbox:
                           p.attempts, p.spared
                      FROM pending AS p
                     WHERE p.lane = wanted.lane
-                      AND p.due_at <= clock_timestamp()
+                      AND p.due_at <= now()
                       AND (p.due_at, p.event_id) > (wanted.due_at, wanted.event_id)
                       AND (p.key IS NULL OR p.key <> ALL (wanted.closed))
                     ORDER BY p.due_at, p.event_id
@@ -466,7 +472,7 @@ class Outbox:
                      FROM pending AS p
                     WHERE p.lane = wanted.lane
                       AND p.key = wanted.key
-                      AND p.due_at <= clock_timestamp()
+                      AND p.due_at <= now()
                     ORDER BY p.due_at, p.event_id
                     LIMIT 1
                    ) AS p

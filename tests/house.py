@@ -166,7 +166,7 @@ async def until(probe: Callable[[], object], within: float = 10, what: str = "it
 
 @asynccontextmanager
 async def house_on(dsn: str) -> AsyncIterator[House]:
-    intake = await Database.connect(dsn, size=4)
+    intake = await Database.connect(dsn, size=4, pinned=True)
     dispatch = await Database.connect(dsn, size=4, pinned=True)
     clock = DatabaseClock()
     await clock.ask(intake)
