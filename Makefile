@@ -23,7 +23,7 @@ run: .venv/ready
 	@$(BIN)/sluicegate demo
 
 test: lint types
-	$(BIN)/pytest $(PYTEST)
+	$(BIN)/pytest -n 2 --dist loadfile $(PYTEST)
 
 lint: .venv/ready
 	$(BIN)/ruff check .
