@@ -321,13 +321,6 @@ def why_unavailable(error: BaseException, connection: Connection | Session) -> s
     return None
 
 
-def is_lost(connection: Connection | Session) -> bool:
-    try:
-        return connection.is_closed()
-    except asyncpg.InterfaceError:  # the server ended it, and the pool has taken it back already
-        return True
-
-
 def cut(connection: Connection) -> None:
     with suppress(asyncpg.InterfaceError):
         connection.terminate()
