@@ -46,6 +46,7 @@ LARGEST_SETTLE = 1000
 LONGEST_IDLE = timedelta(milliseconds=500)  # between polls
 WORTH_A_TIMER = timedelta(seconds=10)
 PUT_OFF = timedelta(minutes=1)  # a delivery whose outcome cannot be written
+FAILED_JUST_NOW = timedelta(seconds=5)
 KILLS = 3  # so many processes a delivery may take down before it is buried
 
 
@@ -95,6 +96,7 @@ class Dispatcher:
         self._attempts: set[asyncio.Task[None]] = set()
         self._done: list[Settlement] = []
         self._timers: list[tuple[float, int]] = []  # (monotonic, lane): something may be due there
+        self._failed_at = float("-inf")  # a loop, by a bug
         self._polled_at = 0.0  # when all lanes were looked at, on the monotonic clock
         self._work = asyncio.Event()
         self._to_settle = asyncio.Event()
@@ -165,16 +167,23 @@ class Dispatcher:
 
     @property
     def alive(self) -> bool:
-        """Its loops turn and its lease runs."""
-        return bool(self._loops) and not any(loop.done() for loop in self._loops) and self._leased()
+        """Its loops turn, none has failed just now, and its lease runs."""
+        turning = bool(self._loops) and not any(loop.done() for loop in self._loops)
+        return turning and self._leased() and time.monotonic() - self._failed_at > FAILED_JUST_NOW.total_seconds()
 
     async def _keep_at(self, loop: Callable[[], Awaitable[None]]) -> None:
-        """A bug in a loop is told and the loop goes on: what it did not finish still stands in the database."""
+        """A bug in a loop is told and the loop goes on: what it did not finish still stands in the database.
+
+        While it goes on failing the dispatcher is not alive, and who watches its readiness is told.
+        """
         while True:
             try:
                 await loop()
             except Exception:
-                log.exception(LogEvent.TASK_FAILED, task=f"dispatcher{loop.__name__}")
+                name = f"dispatcher{loop.__name__}"
+                self._failed_at = time.monotonic()
+                self._metrics.task_failures.labels(name).inc()
+                log.exception(LogEvent.TASK_FAILED, task=name)
                 await asyncio.sleep(1)
 
     # ── beat ─────────────────────────────────────────────────────────────────────────────────────

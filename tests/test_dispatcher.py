@@ -132,3 +132,17 @@ async def test_what_is_committed_late_is_found(house: House) -> None:
             await asyncio.sleep(2.5)
         await house.drained(5)
     assert late.event.id in {delivery.event.id for delivery in partner.asked}
+
+
+async def test_a_dispatcher_that_fails_by_a_bug_says_so_and_goes_on_when_it_is_over(house: House) -> None:
+    await house.destination("ledger")
+    partner = Partner()
+    async with house.dispatching(house.target("ledger", partner)) as dispatcher:
+        assert dispatcher.alive
+        await house.intake.execute("ALTER TABLE pending RENAME COLUMN attempts TO attempted")
+        await until(lambda: not dispatcher.alive)
+        await house.intake.execute("ALTER TABLE pending RENAME COLUMN attempted TO attempts")
+        await house.accept("ledger")
+        await house.drained()
+        await until(lambda: dispatcher.alive)
+    assert len(partner.asked) == 1
