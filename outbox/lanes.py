@@ -4,12 +4,14 @@ import heapq
 from collections import deque
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
+from itertools import islice
 from uuid import UUID
 
 from outbox.store import Lane, Reading, Taken
 
 BUFFER = 256  # deliveries read and not started, a destination
 LEAST = 16  # and at the least a lane
+WORTH_TELLING = 1000  # closed keys a read; of the others it returns a row each, for nothing
 BEGINNING = datetime(1970, 1, 1, tzinfo=UTC)
 LOWEST = UUID(int=0)
 MOMENT = timedelta(microseconds=1)
@@ -18,8 +20,8 @@ MOMENT = timedelta(microseconds=1)
 class OwnedLane:
     """In order, a key is closed while one of its deliveries is in flight or not due again yet.
 
-    Reads go past closed keys; what they passed stands behind the watermark, so a key that opens is looked for
-    by itself (`to_open`), before any of its deliveries can be read in the ordinary way.
+    Reads go past closed keys; what they passed stands behind the watermark, so when such a key opens its next is
+    looked for by itself (`to_open`), before any other of its deliveries can be read in the ordinary way.
     """
 
     def __init__(self, lane: Lane, *, careful: int, lanes: int = 1) -> None:
@@ -35,7 +37,7 @@ class OwnedLane:
         self.to_open: set[int] = set()
         self.dirty = True  # there may be more to read
         self._share = max(LEAST, BUFFER // lanes)
-        self._passed: set[int] = set()  # closed keys that a read had to pass: only these are worth telling the next one
+        self._passed: set[int] = set()  # keys that have more behind the watermark
         self._opens: list[tuple[datetime, int]] = []  # a heap: when closed keys are due again
         self._due_at = BEGINNING
         self._event = LOWEST
@@ -56,7 +58,7 @@ class OwnedLane:
             due_at=self._due_at,
             event=self._event,
             room=self._room + self._again,
-            closed=tuple(self._passed),
+            closed=tuple(islice(self._passed & self.closed.keys(), WORTH_TELLING)),
         )
 
     @property
@@ -107,9 +109,10 @@ class OwnedLane:
 
     def opened(self, key: int, row: Taken | None, now: datetime) -> None:
         """The first in the queue of a key that was closed; None: it has no more."""
-        del self.closed[key]
-        self._passed.discard(key)
-        if row is not None:
+        self.closed.pop(key, None)
+        if row is None:
+            self._passed.discard(key)
+        else:
             self._add(row, now)
 
     def _add(self, row: Taken, now: datetime) -> None:
@@ -141,10 +144,12 @@ class OwnedLane:
             self.careful -= 1
             self.dirty = True
         if row.key is not None:
-            if again is None:
+            if again is not None:
+                self._close(row.key, again)
+            elif row.key in self._passed:
                 self.to_open.add(row.key)
             else:
-                self._close(row.key, again)
+                self.closed.pop(row.key, None)
         elif again is not None:
             self.rewind(again)
 
