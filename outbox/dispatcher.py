@@ -208,6 +208,7 @@ class Dispatcher:
                 await self._sweep()
             except Unavailable:
                 away = True
+                self._floor = BEGINNING  # whoever answers next may have another clock
                 log.warning(LogEvent.POSTGRES_AWAY, part="dispatcher")
             else:
                 if away:
@@ -270,7 +271,7 @@ class Dispatcher:
         """What was committed late stands behind the watermarks: read again from where it can be."""
         floor = await self._outbox.oldest_writer()
         for own in self._lanes.values():
-            own.rewind(self._floor)
+            own.rewind(min(self._floor, floor))  # lower than before where a clock was set back
         self._floor = floor
         self._destinations_changed = True
         self._work.set()

@@ -13,14 +13,14 @@ import asyncpg
 import structlog
 
 from observability.names import LogEvent
-from outbox.database import Database, Unavailable
+from outbox.database import Database, Unavailable, UnsuitableError
 from outbox.ending import end
 from outbox.store import ALIVE, DESTINATIONS, WAKE
 
 log = structlog.get_logger()
 
 PROBE = timedelta(seconds=2)  # a line on which nothing is heard is asked whether it still is one
-DEAD = (Unavailable, asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError)
+DEAD = (Unavailable, UnsuitableError, asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError)
 
 
 class Presence:

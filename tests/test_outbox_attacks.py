@@ -409,3 +409,42 @@ async def test_a_replay_that_had_to_wait_for_its_letters_is_delivered(house: Hou
                 await house.accept("picky")
         await replay
         await house.drained(5)
+
+
+# ── handing over ─────────────────────────────────────────────────────────────────────────────────────
+
+
+async def test_who_stops_hands_over_at_once_what_is_idle_however_long_its_last_attempt_takes(house: House) -> None:
+    await house.destination("slow")
+    await house.destination("quick", shards=3)
+
+    async def slowly(_: Delivery) -> Outcome:
+        await asyncio.sleep(8)
+        return Delivered()
+
+    slow, mine, theirs = Partner(slowly), Partner(), Partner()
+    async with house.dispatching(house.target("slow", slow), house.target("quick", mine)) as first:
+        await house.accept("slow")
+        await until(lambda: slow.asked)
+        stopping = asyncio.create_task(first.stop(timedelta(seconds=20)))
+        async with house.dispatching(house.target("slow", Partner()), house.target("quick", theirs)):
+            for _ in range(30):
+                await house.accept("quick")
+            await until(lambda: len(theirs.asked) == 30, 6)
+            assert not stopping.done()
+            await stopping
+            await house.drained()
+
+
+async def test_what_was_committed_under_a_clock_that_was_set_back_is_found(house: House) -> None:
+    await house.destination("supplier")
+    partner = Partner()
+    async with house.dispatching(house.target("supplier", partner)) as dispatcher:
+        await house.accept("supplier")
+        await until(lambda: len(partner.asked) == 1)
+        await asyncio.sleep(1.5)
+        dispatcher._floor += timedelta(minutes=1)  # as if these were told by a clock a minute ahead
+        for own in dispatcher._lanes.values():
+            own._due_at += timedelta(minutes=1)
+        await house.accept("supplier", wake=False)
+        await house.drained(4)
