@@ -193,7 +193,12 @@ def _added_up(workers: Iterable[list[Family]], gauges: Mapping[str, Combine | Re
     for families in workers:
         for family in families:
             by_name.setdefault(family.name, []).append(family)
-    return [_one(same, gauges.get(name, Combine.SUM)) for name, same in by_name.items()]
+    return [_one(same, gauges.get(name) or _usual(same[0])) for name, same in by_name.items()]
+
+
+def _usual(family: Family) -> Combine:
+    """What is told and not counted stays 1, however many tell it."""
+    return Combine.MAX if family.type == "info" else Combine.SUM
 
 
 def _one(same: list[Family], how: Combine | Reported) -> Family:

@@ -112,6 +112,13 @@ async def test_whichever_worker_is_asked_answers_for_all(tmp_path: Path) -> None
     metrics.close()
 
 
+async def test_the_version_is_one_however_many_workers_tell_it(tmp_path: Path) -> None:
+    metrics = Metrics(tmp_path, version="1.2.3")
+    async with worker(tmp_path, "", version="1.2.3"):
+        assert value(metrics, "sluicegate_build_info", version="1.2.3") == 1
+    metrics.close()
+
+
 async def test_of_several_reports_the_last_one_counts_as_a_whole(tmp_path: Path) -> None:
     metrics = Metrics(tmp_path)
     metrics.waiting.report({"gone": 9, "odoo": 9})
@@ -192,12 +199,12 @@ def test_a_new_run_starts_afresh(tmp_path: Path) -> None:
 
 
 @asynccontextmanager
-async def worker(directory: Path, counts: str, *, render: bool = True) -> AsyncIterator[Process]:
+async def worker(directory: Path, counts: str, *, render: bool = True, version: str = "") -> AsyncIterator[Process]:
     """Another process that has counted something and lives until the block ends."""
     lines = [
         "import sys, pathlib",
         "from observability.metrics import Metrics",
-        f"metrics = Metrics(pathlib.Path({str(directory)!r}))",
+        f"metrics = Metrics(pathlib.Path({str(directory)!r}), version={version!r})",
         *(line.strip() for line in counts.splitlines()),
         "metrics.render()" if render else "",
         "print('ready', flush=True)",
