@@ -44,8 +44,9 @@ UNICAST = IPv6Network("2000::/3")
 class EgressDenied(OSError):  # noqa: N818  # what happened, in one word
     """An OSError, so that a name's other addresses are tried.  The address is not told: a caller must not learn it."""
 
-    def __init__(self) -> None:
-        super().__init__("the configuration does not allow this address")
+    def __init__(self, why: str) -> None:
+        super().__init__(why)
+        self.why = why
 
 
 class Egress:
@@ -61,16 +62,17 @@ class Egress:
     def socket_for(self, info: AddressInfo) -> socket.socket:
         """A socket for this address, or EgressDenied; aiohttp calls it for every connection that it makes."""
         if not self.permits(info[4][0]):
-            raise EgressDenied
+            raise EgressDenied(self._why_not(info[4][0]))
         return socket.socket(*info[:3])
 
     def connect(self, address: tuple[str, int], timeout: float) -> socket.socket:
         """Connects a blocking socket to the first address of a host that is permitted and answers."""
-        failure: OSError = EgressDenied()
+        failure: OSError | None = None
         for info in _resolve(*address, socket.AF_UNSPEC):
             try:
                 connection = self.socket_for(info)
-            except EgressDenied:
+            except EgressDenied as denied:
+                failure = failure or denied
                 continue
             try:
                 connection.settimeout(timeout)
@@ -80,7 +82,15 @@ class Egress:
                 failure = error
             else:
                 return connection
-        raise failure
+        raise failure or socket.gaierror(socket.EAI_NONAME, "it has no address")
+
+    def _why_not(self, address: str) -> str:
+        """What to tell of an address that is not permitted, since what to do about it differs."""
+        if any(_within(face, NEVER) for face in _faces(ip_address(address.partition("%")[0]))):
+            return "its address is one that is never connected to"
+        if self._allow:
+            return "`allow` does not cover its address"
+        return "its address is not a public one; add `allow: [its network]`"
 
     def _permits(self, face: Address) -> bool:
         if _within(face, NEVER):

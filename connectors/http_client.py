@@ -224,8 +224,8 @@ def not_connected(error: OSError) -> tuple[str, Retry | Blocked]:
             return "tls", Blocked("configuration: TLS: no handshake")
         case socket.gaierror():
             return "dns", Retry("its name does not resolve", whole_destination=True)
-        case EgressDenied():
-            return "egress", Blocked("configuration: egress: `allow` does not cover its address")
+        case EgressDenied(why=why):
+            return "egress", Blocked(f"configuration: egress: {why}")
         case ConnectionRefusedError():
             return "refused", Retry("refused the connection", whole_destination=True)
         case TimeoutError():

@@ -656,6 +656,18 @@ def test_a_url_that_means_something_else_is_refused_when_it_is_loaded(url: str) 
         kinds()["http"].settings.model_validate({"url": url, "secret": Reference(origin="env:S", text=SECRET)})
 
 
+async def test_without_allow_an_address_that_is_not_public_is_told_with_what_to_add(
+    running: Running, opens: Opens
+) -> None:
+    partner = await running(answers(200))
+    connector = opens(partner.url, allow=None)
+    told = Blocked("configuration: egress: its address is not a public one; add `allow: [its network]`")
+    assert (await connector.check(), await connector.deliver(DELIVERY)) == (told, told)
+    never = Blocked("configuration: egress: its address is one that is never connected to")
+    assert await opens("http://169.254.169.254/", allow=None).check() == never
+    assert await opens("http://169.254.169.254/", allow=["0.0.0.0/0"]).check() == never
+
+
 async def test_where_allow_is_given_nothing_else_is_reached(running: Running, opens: Opens) -> None:
     partner = await running(answers(200))
     assert await opens(partner.url, allow=["10.0.0.0/8"]).deliver(DELIVERY) == EGRESS

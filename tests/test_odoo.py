@@ -695,7 +695,12 @@ async def test_it_connects_only_where_the_configuration_allows(starts: Starts, o
         for allow in ([], ["10.0.0.0/8"]):
             connector = opens(stand_in, system={"transport": transport, "allow": allow}, **NOTE)
             outcome = await connector.deliver(delivery("purchase.order/1"))
-            assert outcome == Blocked("configuration: egress: `allow` does not cover its address")
+            why = (
+                "`allow` does not cover its address"
+                if allow
+                else "its address is not a public one; add `allow: [its network]`"
+            )
+            assert outcome == Blocked(f"configuration: egress: {why}")
     assert not stand_in.odoo.calls
     assert stand_in.odoo.logins == 0
 
