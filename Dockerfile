@@ -1,6 +1,7 @@
 # Sluicegate as a container: not root, nothing to build with, and room for data only in its own folder.
 #
 #   docker build -t sluicegate .
+# and, with `serve: {listen: 0.0.0.0:8470}` in sluicegate.yaml:
 #   docker run -p 8470:8470 -v ./sluicegate.yaml:/srv/sluicegate/sluicegate.yaml:ro -v sluicegate:/srv/sluicegate/data sluicegate
 
 FROM python:3.13.9-slim-trixie AS build
