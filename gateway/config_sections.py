@@ -207,9 +207,9 @@ def _timezone(text: str) -> str:
 
 class Facility(Settings):
     name: str = Field(min_length=1, max_length=200)
-    """What people call it."""
+    """What people call it; nothing is computed with it."""
     timezone: Annotated[str, AfterValidator(_timezone)] = "UTC"
-    """Its time zone, such as Europe/Berlin."""
+    """Its time zone, such as Europe/Berlin; it is for people, and nothing is computed with it in this version."""
 
 
 class SystemManners(Settings):
@@ -236,7 +236,7 @@ class Source(Named):
     accepts: tuple[str, ...] = Field(min_length=1)
     """Policies for what it posts; the first that matches wins, none is a 422."""
     limit: Rate | None = None
-    """At most so many requests; more are answered with 429."""
+    """At most so many requests that are proven; more are answered with 429."""
     body: Size = 256 * 1024
     """The largest body."""
     from_: tuple[Network, ...] = Field(default=(), alias="from")
