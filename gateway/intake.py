@@ -16,7 +16,7 @@ from aiohttp import HttpVersion11, web
 from gateway.authenticate import Caller, Presented, Reason, Scheme, Unauthorized, scheme_for
 from gateway.authenticate.peer import Address, Network, client_address
 from gateway.config import Config
-from gateway.config_sections import AnySource
+from gateway.config_sections import AnySource, OdooNative
 from gateway.minimize import Minimized, Policies, Unmet, Unreadable
 from gateway.problems import problem, unavailable
 from gateway.refusals import Refusals
@@ -98,7 +98,7 @@ class Intake:
         began = time.monotonic()
         name = request.match_info["source"]
         door = self._sources.get(name)
-        if door is None:
+        if door is None or ("token" in request.match_info and not door.takes_token):
             self._refusals.refused("", "unknown_source")
             return problem(404, "Unknown source", "There is no source of this name.")
         with self._tracing.accept(name, request.headers.get("traceparent"), trust=door.source.trust_trace) as span:
@@ -120,13 +120,9 @@ class Intake:
         return answer
 
     async def _take(self, request: web.Request, door: "_Door", span: Accepted) -> web.Response:
-        if door.limit is not None and not door.limit.take(time.monotonic()):
-            wait = str(max(1, ceil(door.limit.wait)))
-            raise Refusal(
-                "rate_limited", problem(429, "Too many requests", "Slow down.", headers={"Retry-After": wait})
-            )
         body = await self._read(request, door)
         caller = await self._authenticate(request, door, body)
+        self._limit(door)
         digest = self._digest(b"body", body)
         minimized = self._minimize(door, body, digest)
         identity = self._identities.next()
@@ -181,6 +177,14 @@ class Intake:
             return await read_body(request, door.source.body)
         except Unacceptable as wrong:
             raise Refusal(wrong.code, _unread(wrong)) from wrong
+
+    def _limit(self, door: "_Door") -> None:
+        """Counts only who is proven: a stranger must not be able to use up what a source may post."""
+        if door.limit is not None and not door.limit.take(time.monotonic()):
+            wait = str(max(1, ceil(door.limit.wait)))
+            raise Refusal(
+                "rate_limited", problem(429, "Too many requests", "Slow down.", headers={"Retry-After": wait})
+            )
 
     async def _authenticate(self, request: web.Request, door: "_Door", body: bytes) -> Caller:
         """One answer for every reason: which check failed is told to us, never to the caller."""
@@ -264,6 +268,7 @@ class _Door:
         self.source = source
         self.scheme: Scheme = scheme_for(source)
         self.policies = Policies([config.policies[name] for name in source.accepts], key=key)
+        self.takes_token = isinstance(source, OdooNative)
         self.limit = None if source.limit is None else TokenBucket(per_second=source.limit.per_second / share)
         self.accepted = metrics.accepted.labels(source.name).inc
         self.duplicates = metrics.duplicates.labels(source.name).inc

@@ -32,8 +32,14 @@ def problem(
     )
 
 
-def unavailable(detail: str = "The database does not answer; nothing was stored. Try again.") -> web.Response:
-    """Trouble of ours that passes: a 503 that says when to come back."""
+UNKNOWN = "The database does not answer, so nothing is promised. Try again: what was stored is recognised then."
+
+
+def unavailable(detail: str = UNKNOWN) -> web.Response:
+    """Trouble of ours that passes: a 503 that says when to come back.
+
+    Of a statement that was sent and not answered nobody can say whether it took effect, so nothing is said of it.
+    """
     return problem(503, "Not available now", detail, headers={"Retry-After": "2"})
 
 

@@ -560,6 +560,21 @@ async def test_an_address_counts_as_far_as_trusted_proxies_tell_it(
         assert (await line.ask(post(body, headers, "/hooks/inside"))).status == status
 
 
+async def test_a_stranger_cannot_use_up_what_a_source_may_post(program: Program) -> None:
+    await asyncio.sleep(1.1)  # what the limit of this source lets through in a second is there again
+    async with connected(program.port) as line:
+        for _ in range(20):
+            assert (await line.ask(post(order(), {**JSON}, "/hooks/few"))).status == 401
+        assert (await line.ask(post(body := order(), signed(body), "/hooks/few"))).status == 202
+    await asyncio.sleep(1.1)
+
+
+async def test_a_source_that_takes_no_token_has_no_address_with_one(program: Program) -> None:
+    """Somebody who pastes a secret behind it hears so at once, before it stands in every proxy's log."""
+    async with connected(program.port) as line:
+        assert (await line.ask(post(body := order(), signed(body), "/hooks/both/something"))).status == 404
+
+
 async def test_more_than_the_limit_is_told_when_to_come_back(program: Program) -> None:
     async with connected(program.port) as line:
         answers = [await line.ask(post(body := order(), signed(body), "/hooks/few")) for _ in range(6)]
