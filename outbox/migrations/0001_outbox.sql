@@ -192,6 +192,15 @@ CREATE TABLE dropped_keys (
     PRIMARY KEY (source, policy, name)
 );
 
+-- What each version of a policy stood for when it was first served: a changed policy needs a new number.
+CREATE TABLE policies (
+    name       text        NOT NULL,
+    version    integer     NOT NULL,
+    digest     uuid        NOT NULL,
+    first_seen timestamptz NOT NULL DEFAULT clock_timestamp(),
+    PRIMARY KEY (name, version)
+);
+
 CREATE TABLE tokens (
     id         text        PRIMARY KEY,
     name       text        NOT NULL,
