@@ -7,7 +7,7 @@ import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeVar
@@ -209,6 +209,8 @@ def list_destinations(path: Path, *, in_json: bool) -> str:
 
 def hold(path: Path, name: str, reason: str, until: datetime | None) -> str:
     why = one_line(reason, "--reason")
+    if until is not None and until <= datetime.now(UTC):
+        raise click.BadParameter(f"{show.second(until)} is over; write a time to come", param_hint="--until")
     at_desk(path, lambda desk: known(desk, desk.destinations.hold(name, until=until, reason=why, by=me())))
     return f"{name} is held{f' until {show.second(until)}' if until else ''}: deliveries to it wait."
 

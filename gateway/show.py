@@ -274,7 +274,7 @@ def _deeds(deeds: Sequence[Deed]) -> Iterator[Happened]:
 
 def _why(line: DestinationLine) -> str:
     """Why it is held and by whom, and when that ends."""
-    reason = f"{line.reason} ({line.held_by})" if line.reason else ""
+    reason = f"{line.reason or 'no reason given'} — by {line.held_by}" if line.held_by else line.reason
     until = f"until {second(line.until)}" if line.until else ""
     return ", ".join(filter(None, [reason, until])) or "–"
 

@@ -53,7 +53,7 @@ class DeliveryRecord:
     destination: str
     state: Whereabouts
     due_at: datetime | None  # when it is tried next, if it waits
-    reason: str | None  # why it is held, dead or discarded
+    reason: str | None  # why it is held, dead or discarded; of one that waits, what its last try met
     attempts: list[AttemptRecord]
 
 
@@ -266,10 +266,11 @@ class Records:
                     destination=found["destination"],
                     state=found["state"],
                     due_at=found["due_at"],
-                    reason=found["reason"],
-                    attempts=attempts.get(found["destination"], []),
+                    reason=found["reason"] or (tries[-1].reason if found["state"] == "waiting" and tries else None),
+                    attempts=tries,
                 )
                 for found in deliveries
+                for tries in [attempts.get(found["destination"], [])]
             ],
         )
 

@@ -261,6 +261,16 @@ async def test_the_story_of_an_event_is_told_in_order_with_its_traces(
     assert (shown["id"], [deed["reason"] for deed in shown["deeds"]]) == (str(event), ["partner mended"])
 
 
+async def test_a_delivery_that_was_tried_and_waits_is_shown_with_what_the_last_try_met(
+    shell: Shell, rows: Rows
+) -> None:
+    event = await rows.event("ledger", "picky")
+    await rows.tried(event, "ledger")
+    ledger, picky = (await shell.say("events", "show", event)).split("\n\n")[1].splitlines()[1:]
+    assert ledger.endswith("HTTP 503")
+    assert picky.endswith("–")
+
+
 async def test_an_event_that_nobody_wants_says_so(shell: Shell, rows: Rows) -> None:
     assert "No route wants it" in await shell.say("events", "show", await rows.event())
 
@@ -340,7 +350,7 @@ async def test_a_destination_is_held_and_released(shell: Shell, rows: Rows) -> N
     assert said == "ledger is held until 2099-01-01 00:00:00Z: deliveries to it wait.\n"
     ledger, picky = (await shell.say("destinations", "list")).splitlines()[1:]
     assert ledger.split()[:4] == ["ledger", "http", "held", "1"]
-    assert "moving house (" in ledger
+    assert re.search(r"  moving house — by [^()]+ \(command line\), until 2099-01-01 00:00:00Z$", ledger)
     assert picky.split()[:4] == ["picky", "http", "flowing", "0"]
     assert (await shell.json("destinations", "list"))["items"][0]["reason"] == "moving house"
     assert "what waited goes out" in await shell.say("destinations", "release", "ledger", "--reason", "moved")
@@ -350,6 +360,14 @@ async def test_a_destination_is_held_and_released(shell: Shell, rows: Rows) -> N
 async def test_a_destination_that_is_not_there_is_told_with_a_suggestion(shell: Shell, rows: Rows) -> None:
     assert 'did you mean "ledger"' in await shell.fail("destinations", "hold", "ledgr", "--reason", "r")
     assert "Missing option '--reason'" in await shell.fail("destinations", "hold", "ledger", code=2)
+
+
+async def test_a_hold_until_a_time_that_is_over_is_refused(shell: Shell, rows: Rows) -> None:
+    for over in ("2020-01-01", "2020-01-01T10:00:00+02:00"):
+        said = await shell.fail("destinations", "hold", "ledger", "--reason", "r", "--until", over, code=2)
+        assert "--until" in said
+        assert "is over" in said
+    assert (await shell.json("destinations", "list"))["items"][0]["state"] == "flowing"
 
 
 async def test_a_destination_that_never_ran_is_told_from_one_that_is_not_configured(

@@ -115,6 +115,23 @@ async def test_a_delivery_stands_in_each_of_its_states(records: Records, rows: R
     assert (await states())["patient"] == ("waiting", None)
 
 
+async def test_a_delivery_that_waits_after_a_try_says_what_the_try_met(
+    records: Records, rows: Rows, database: Database
+) -> None:
+    event = await rows.event("ledger", "picky")
+    await rows.tried(event, "ledger", OutcomeKind.RETRY, 503)
+    await rows.tried(event, "ledger", OutcomeKind.RETRY, 502)
+
+    async def reasons() -> dict[str, str | None]:
+        told = await records.event(event)
+        assert told is not None
+        return {delivery.destination: delivery.reason for delivery in told.deliveries}
+
+    assert await reasons() == {"ledger": "HTTP 502", "picky": None}
+    await Destinations(database).hold("ledger", until=None, reason="they move house", by="Maria")
+    assert await reasons() == {"ledger": "they move house", "picky": None}
+
+
 async def test_a_hold_that_is_over_holds_nothing(records: Records, rows: Rows, database: Database) -> None:
     event = await rows.event("patient")
     await Destinations(database).hold("patient", until=datetime.now(UTC) - timedelta(seconds=1), reason="r", by="M")
