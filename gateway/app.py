@@ -2,12 +2,14 @@
 
 import asyncio
 import os
+import resource
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from contextlib import ExitStack, suppress
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -17,6 +19,7 @@ from gateway import config as configuration
 from gateway.config import Config
 from gateway.listening import bound
 from gateway.service import VERSION, Place, Service
+from gateway.waiting_room import WaitingRoom
 from observability import workers as across_workers
 from observability.logs import configure, log_sparingly
 from observability.metrics import Metrics
@@ -38,12 +41,14 @@ PATIENCE = timedelta(seconds=2)  # between looks for a Postgres that is away
 LOOK = timedelta(milliseconds=200)  # between looks at the workers
 REST = timedelta(seconds=1)  # before a worker that died is replaced
 LAST_WAIT = timedelta(seconds=60)  # for workers to end: longer than all that they wait for by themselves
+MOST_FILES = 65_536
 OF_THE_PROGRAM = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 def serve(*, config_path: Path, role: str, workers: int | None, environ: Mapping[str, str]) -> int:
     """Run until SIGTERM or SIGINT; the exit status.  Raises what `expected` in gateway/commands.py can tell a person."""
     config = configuration.load(config_path, environ)
+    _allow_many_connections()
     number = workers or config.serve.workers
     work = _worker(config, role, number, environ) if WORKER in environ else _main(config, role, number, environ)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop if uvloop else None) as runner:
@@ -61,11 +66,13 @@ async def _main(config: Config, role: str, workers: int, environ: Mapping[str, s
         try:
             _refuse_what_is_taken(config)
             dsn = embedded.dsn if embedded else config.database.reveal()  # type: ignore[union-attr]
-            if stop.is_set() or not await _unless(stop, _prepared(dsn, embedded=embedded is not None)):
-                return 0
-            if workers == 1:
-                place = Place(role=role, dsn=dsn, workers=1, metrics=None)
-                return await _work(Service(config, place, environ), metrics, stop, hangup)
+            prepare = partial(_prepare, dsn, embedded=embedded is not None)
+            async with WaitingRoom(config.serve.listen, share=workers > 1) as room:
+                if stop.is_set() or not await _unless(stop, _patiently(prepare, room)):
+                    return 0
+                if workers == 1:
+                    place = Place(role=role, dsn=dsn, workers=1, metrics=None)
+                    return await _work(lambda: Service(config, place, environ), metrics, room, stop, hangup)
             return await _Workers(config, role, workers, dsn, environ).run(stop, hangup)
         finally:
             if embedded:
@@ -90,29 +97,52 @@ async def _worker(config: Config, role: str, workers: int, environ: Mapping[str,
         _when_the_parent_ends(stop)
         place = Place(role=role, dsn=environ[WORKER], workers=workers, metrics=directory)
         try:
-            return await _work(Service(config, place, environ), metrics, stop, hangup)
+            async with WaitingRoom(config.serve.listen, share=True) as room:
+                return await _work(lambda: Service(config, place, environ), metrics, room, stop, hangup)
         finally:
             metrics.close()
 
 
-async def _work(service: Service, metrics: Metrics, stop: asyncio.Event, hangup: asyncio.Event) -> int:
-    try:
-        while not stop.is_set():
-            try:
-                await _unless(stop, service.start(metrics))
-            except Unavailable:
-                log_sparingly(LogEvent.POSTGRES_AWAY, part="start")
-                await service.stop()
-                service = service.again()
-                await _wait(stop, PATIENCE)
-            else:
-                if not stop.is_set():
-                    log.info(LogEvent.SERVE_READY)
-                    await _unless(stop, _reload_at(hangup, service))
-                log.info(LogEvent.SERVE_STOPPING)
-    finally:
-        await service.stop()
+async def _prepare(dsn: str, *, embedded: bool) -> bool:
+    """The schema is what this program needs: ours is brought there, one of one's own is somebody's decision."""
+    if embedded:
+        await migrate(dsn)
+    elif pending := await migrations_pending(dsn):
+        raise UnsuitableError(f"database: {', '.join(pending)} is still to be applied; run `sluicegate migrate`")
+    return True
+
+
+async def _work(
+    make: Callable[[], Service], metrics: Metrics, room: WaitingRoom, stop: asyncio.Event, hangup: asyncio.Event
+) -> int:
+    async def begin() -> Service:
+        service = make()
+        try:
+            await service.start(metrics, before_listening=room.close)
+        except BaseException:
+            await service.stop()
+            raise
+        return service
+
+    if service := await _unless(stop, _patiently(begin, room)):
+        try:
+            log.info(LogEvent.SERVE_READY)
+            await _unless(stop, _reload_at(hangup, service))
+            log.info(LogEvent.SERVE_STOPPING)
+        finally:
+            await service.stop()
     return 0
+
+
+async def _patiently(attempt: Callable[[], Awaitable[Answer]], room: WaitingRoom) -> Answer:
+    """As often as it takes until Postgres is there; what comes meanwhile is told to come back."""
+    while True:
+        try:
+            return await attempt()
+        except Unavailable as error:
+            log_sparingly(LogEvent.POSTGRES_AWAY, part="start", reason=str(error))
+            await room.open()
+            await asyncio.sleep(PATIENCE.total_seconds())
 
 
 async def _reload_at(hangup: asyncio.Event, service: Service) -> None:
@@ -124,23 +154,6 @@ async def _reload_at(hangup: asyncio.Event, service: Service) -> None:
             await service.reload()
         except Exception:
             log.exception(LogEvent.TASK_FAILED, task="reload")
-
-
-async def _prepared(dsn: str, *, embedded: bool) -> bool:
-    """The schema is what this program needs: ours is brought there, one of one's own is somebody's decision."""
-    while True:
-        try:
-            if embedded:
-                await migrate(dsn)
-            elif pending := await migrations_pending(dsn):
-                raise UnsuitableError(
-                    f"database: {', '.join(pending)} is still to be applied; run `sluicegate migrate`"
-                )
-        except Unavailable:
-            log_sparingly(LogEvent.POSTGRES_AWAY, part="start")
-            await asyncio.sleep(PATIENCE.total_seconds())
-        else:
-            return True
 
 
 class _Workers:
@@ -207,6 +220,14 @@ class _Workers:
 def _await_end(process: "subprocess.Popen[bytes]") -> None:
     with suppress(subprocess.TimeoutExpired):
         process.wait(LAST_WAIT.total_seconds())
+
+
+def _allow_many_connections() -> None:
+    """Many systems let a process have no more than 1,024 files open, unless it asks."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = MOST_FILES if hard == resource.RLIM_INFINITY else min(hard, MOST_FILES)
+    if soft != resource.RLIM_INFINITY and soft < most:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
 
 
 def _metrics_directory(config: Config) -> Path:

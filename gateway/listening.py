@@ -36,11 +36,12 @@ class AddressError(Exception):
 class Guarded(RequestHandler):
     """A connection whose head must arrive in time, and which tells no caller what it could not read."""
 
-    __slots__ = ("_body", "_head_timer")
+    __slots__ = ("_body", "_head_timer", "_last")
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
         self._body: StreamReader = EMPTY_PAYLOAD  # of the last head
+        self._last = False  # the request under way is
         self._head_timer: asyncio.TimerHandle | None = None
         self._start_timer()
 
@@ -75,6 +76,18 @@ class Guarded(RequestHandler):
         else:
             self._start_timer()
 
+    def close(self) -> None:
+        """At the end of the program.  A body that is still coming in is heard first, which aiohttp would not do."""
+        if self._current_request is None or self._body.is_eof():
+            super().close()
+        else:
+            self._last = True
+
+    async def shutdown(self, timeout: float | None = 15.0) -> None:  # noqa: ASYNC109 — as aiohttp has it
+        if self._last and self._task_handler is not None:
+            await asyncio.wait((self._task_handler,), timeout=timeout)
+        await super().shutdown(timeout)
+
     def handle_error(
         self,
         request: web.BaseRequest,
@@ -100,6 +113,8 @@ class Guarded(RequestHandler):
         """Send an answer: not with a text of aiohttp's, which may repeat a header, nor with the versions of libraries."""
         if isinstance(resp, web.HTTPException):
             resp = problem(resp.status, resp.reason, "The request asks for what is not done here.")
+        if self._last:
+            resp.force_close()
         resp.headers.setdefault("Server", "sluicegate")
         return await super().finish_response(request, resp, start_time)
 

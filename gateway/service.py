@@ -3,7 +3,7 @@
 import asyncio
 import base64
 import os
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
 from datetime import timedelta
@@ -86,7 +86,7 @@ class Service:
 
     # ── life ─────────────────────────────────────────────────────────────────────────────────────
 
-    async def start(self, metrics: Metrics) -> None:
+    async def start(self, metrics: Metrics, *, before_listening: Callable[[], Awaitable[None]] | None = None) -> None:
         """At work when it returns.  Raises Unavailable, UnsuitableError, AddressError."""
         self.metrics = metrics
         observed = self._config.observability
@@ -103,6 +103,8 @@ class Service:
         self.upkeep.start()
         self._parts.push_async_callback(self.upkeep.stop)
         self._parts.push_async_callback(self._flush)
+        if before_listening:
+            await before_listening()
         listening = Listening(self._application())
         self._parts.push_async_callback(listening.close)
         await listening.open(self._config.serve.listen, share=self._place.workers > 1)
@@ -112,10 +114,6 @@ class Service:
         """Take nothing more, finish what is under way, hand over the rest."""
         self._stopping = True
         await self._parts.aclose()
-
-    def again(self) -> "Service":
-        """A new one, after this one could not start."""
-        return Service(self._config, self._place, self._environ)
 
     async def _open_database(self) -> None:
         """Pools of their own, so that nobody's question can keep intake or dispatch from a connection."""

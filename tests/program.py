@@ -214,13 +214,15 @@ class Program:
         self.port = free_port()
         self.path = folder / f"{name}.yaml"
         self._output = folder / f"{name}.log"
+        self._page = 0
         self._command = [*prefix, *COMMAND, "serve", "--config", str(self.path), *arguments]
         self._environ = {**without_waiting_for_a_compiler(), **SECRETS, **(environ or {})}
         self.process: subprocess.Popen[bytes] | None = None
         self.configure(text)
 
     def configure(self, text: str) -> None:
-        self.path.write_text(text.replace("PORT", str(self.port)))
+        """PORT and FOLDER in it are its own."""
+        self.path.write_text(text.replace("PORT", str(self.port)).replace("FOLDER", str(self.folder)))
 
     # ── life ─────────────────────────────────────────────────────────────────────────────────────
 
@@ -243,7 +245,7 @@ class Program:
         return time.monotonic() - began
 
     def _is_ready(self) -> bool:
-        assert self.running.poll() is None, f"it ended with {self.running.returncode}: {self.output[-2000:]}"
+        assert self.alive, f"it ended with {self.running.returncode}: {self.output[-2000:]}"
         with suppress(OSError, HTTPException):
             return self.get("/ready").status == 200
         return False
@@ -264,6 +266,10 @@ class Program:
                     os.kill(process, signal.SIGKILL)
             time.sleep(0.01)
         self.running.wait(30)
+
+    @property
+    def alive(self) -> bool:
+        return self.process is not None and self.process.poll() is None
 
     def hangup(self) -> None:
         self.running.send_signal(signal.SIGHUP)
@@ -312,10 +318,14 @@ class Program:
 
     @property
     def output(self) -> str:
-        return self._output.read_text(errors="replace") if self._output.exists() else ""
+        return self._output.read_bytes()[self._page :].decode(errors="replace") if self._output.exists() else ""
+
+    def begin_a_new_page(self) -> None:
+        """What it said until now is not read again."""
+        self._page = self._output.stat().st_size if self._output.exists() else 0
 
     def log(self, event: str) -> list[dict[str, Any]]:
-        """Its lines of this name, since the first start."""
+        """Its lines of this name, on this page."""
         lines = [json.loads(line) for line in self.output.splitlines() if line.startswith("{") and line.endswith("}")]
         return [line for line in lines if line["event"] == event]
 
