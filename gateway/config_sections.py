@@ -679,7 +679,7 @@ class Policy(Named):
     """What is kept of a payload.  What is not named here never reaches disk, log or trace."""
 
     version: int = Field(ge=1, le=2**31 - 1)
-    """Stored with every event; a changed policy needs a new number."""
+    """Stored with every event; a changed policy needs a new number, or it is refused."""
     purpose: str = Field(min_length=1, max_length=500)
     """What it is kept for, for the auditor."""
     class_: DataClass = Field(default="metadata", alias="class")
