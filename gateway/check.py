@@ -1,7 +1,7 @@
 """Look at everything that a configuration names, and touch nothing: the database, and every destination."""
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import assert_never
@@ -11,8 +11,9 @@ from gateway.config import Config
 from gateway.config_sections import Destination
 from gateway.partners import Partners
 from observability.tracing import Tracing
-from outbox.database import Unavailable, UnsuitableError, migrations_pending
+from outbox.database import Database, Unavailable, UnsuitableError, migrations_pending
 from outbox.embedded import EmbeddedError, running
+from outbox.records import Records, Standing
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,35 +23,56 @@ class Finding:
     what: str
     good: bool
     says: str
+    doubtful: bool = False  # good, but somebody should look at it
 
 
 async def check(config: Config, *, version: str) -> AsyncIterator[Finding]:
     """The database first, then the destinations as they answer, in the order of the file."""
-    yield await _database(config)
+    for finding in await _database(config):
+        yield finding
     for finding in await _destinations(config, version):
         yield finding
 
 
-async def _database(config: Config) -> Finding:
+async def _database(config: Config) -> list[Finding]:
     try:
         if config.database != "embedded":
-            return _migrated(await migrations_pending(config.database.reveal()), "reachable")
+            return await _stored(config, config.database.reveal(), "reachable")
         if not (config.folder / "data/postgres/cluster").exists():
-            return Finding(what="database", good=True, says="embedded; the first `sluicegate serve` makes it")
+            return [Finding(what="database", good=True, says="embedded; the first `sluicegate serve` makes it")]
         async with running(config.folder) as dsn:
-            return _migrated(await migrations_pending(dsn), "embedded")
+            return await _stored(config, dsn, "embedded")
     except Unavailable as error:
         says = f"{error}; see that Postgres runs and that `database:` leads to it"
-        return Finding(what="database", good=False, says=says)
+        return [Finding(what="database", good=False, says=says)]
     except (UnsuitableError, EmbeddedError) as error:
-        return Finding(what="database", good=False, says=str(error))
+        return [Finding(what="database", good=False, says=str(error))]
 
 
-def _migrated(pending: Sequence[str], how: str) -> Finding:
-    if pending:
+async def _stored(config: Config, dsn: str, how: str) -> list[Finding]:
+    """Whether the schema is this version's, and what waits in it for a destination that nobody configures any more."""
+    if pending := await migrations_pending(dsn):
         says = f"{how}, but {', '.join(pending)} is still to be applied; run `sluicegate migrate`"
-        return Finding(what="database", good=False, says=says)
-    return Finding(what="database", good=True, says=f"{how}, migrated")
+        return [Finding(what="database", good=False, says=says)]
+    database = await Database.connect(dsn, size=1, application="sluicegate check")
+    try:
+        standings = await Records(database).standings()
+    finally:
+        await database.close()
+    return [
+        Finding(what="database", good=True, says=f"{how}, migrated"),
+        *(_left_behind(each) for each in standings if each.waiting and each.name not in config.destinations),
+    ]
+
+
+def _left_behind(standing: Standing) -> Finding:
+    waiting = (
+        "a delivery waits for it, and goes"
+        if standing.waiting == 1
+        else f"{standing.waiting:,} deliveries wait for it, and go"
+    )
+    says = f"not in the configuration, but {waiting} out only once it is put back"
+    return Finding(what=f"destination {standing.name}", good=True, doubtful=True, says=says)
 
 
 async def _destinations(config: Config, version: str) -> list[Finding]:

@@ -76,7 +76,8 @@ def check(path: Path) -> None:
     async def look() -> int:
         failed = 0
         async for found in look_at_everything(config, version=version("sluicegate")):
-            click.echo(f"{'ok    ' if found.good else 'FAILS '} {found.what}: {found.says}")
+            mark = "look" if found.doubtful else "ok" if found.good else "FAILS"
+            click.echo(f"{mark:<6} {found.what}: {found.says}")
             failed += not found.good
         return failed
 
@@ -138,12 +139,14 @@ def show_event(path: Path, event: UUID, *, in_json: bool) -> str:
 
 
 def list_letters(path: Path, *, in_json: bool, cursor: str | None, limit: int, **wanted: Any) -> str:
-    found = at_desk(path, lambda desk: desk.letters.letters(Select(**wanted), cursor=cursor, limit=limit))
+    select = Select(**wanted)
+    found = at_letters(path, select, lambda letters: letters.letters(select, cursor=cursor, limit=limit))
     return as_json(found) if in_json else show.letters(found)
 
 
 def list_causes(path: Path, *, in_json: bool, cursor: str | None, limit: int, **wanted: Any) -> str:
-    found = at_desk(path, lambda desk: desk.letters.causes(Select(**wanted), cursor=cursor, limit=limit))
+    select = Select(**wanted)
+    found = at_letters(path, select, lambda letters: letters.causes(select, cursor=cursor, limit=limit))
     return as_json(found) if in_json else show.causes(found)
 
 
@@ -183,16 +186,27 @@ def repair(
             "Name what to take: --event, --destination, --cause, --subject, --facility, --from, --to."
         )
     if dry_run:
-        preview = at_desk(path, lambda desk: desk.letters.preview(select))
+        preview = at_letters(path, select, lambda letters: letters.preview(select))
         return as_json(preview) if in_json else show.preview(preview, verb)
     if reason is None:
         raise click.UsageError("Say why with --reason; or look first with --dry-run.")
     why = one_line(reason, "--reason")
     if verb == "replay":
-        done = at_desk(path, lambda desk: desk.letters.replay(select, reason=why, actor=me()))
+        done = at_letters(path, select, lambda letters: letters.replay(select, reason=why, actor=me()))
     else:
-        done = at_desk(path, lambda desk: desk.letters.discard(select, reason=why, actor=me()))
+        done = at_letters(path, select, lambda letters: letters.discard(select, reason=why, actor=me()))
     return as_json(done) if in_json else show.repair(done, verb)
+
+
+def at_letters(path: Path, select: Select, work: Callable[[DeadLetters], Awaitable[Answer]]) -> Answer:
+    """A destination that nobody knows is a slip of the fingers, and not one without dead letters."""
+
+    async def look(desk: Desk) -> Answer:
+        if select.destination is not None:
+            await desk.destinations.require(select.destination, configured=desk.config.destinations)
+        return await work(desk.letters)
+
+    return at_desk(path, look)
 
 
 # ── destinations ─────────────────────────────────────────────────────────────────────────────────────

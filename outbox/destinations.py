@@ -1,6 +1,6 @@
 """What a person does to a whole destination: hold it, and let it go again."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from datetime import datetime
 from difflib import get_close_matches
 
@@ -34,6 +34,11 @@ class Destinations:
         """Every destination that this database has known."""
         rows = await self._database.fetch("SELECT name FROM destinations ORDER BY name")
         return [row["name"] for row in rows]
+
+    async def require(self, name: str, *, configured: Collection[str]) -> None:
+        """Nothing, if the configuration or the database knows it; else UnknownDestinationError."""
+        if name not in configured and name not in (known := await self.names()):
+            raise UnknownDestinationError(name, sorted({*configured, *known}))
 
     async def hold(self, name: str, *, until: datetime | None, reason: str, by: str) -> None:
         """Deliver nothing there any more, until then (None: until somebody releases it)."""

@@ -23,9 +23,9 @@ class Rows:
         self._database = database
         self._now = datetime.now(UTC)
 
-    async def open(self, *destinations: str) -> "Rows":
+    async def open(self, *destinations: str, partitions: bool = True) -> "Rows":
         """Partitions for every day, and these destinations."""
-        for table in ("events", "attempts"):
+        for table in ("events", "attempts") if partitions else ():
             await self._database.execute(
                 f"CREATE TABLE {table}_all PARTITION OF {table} FOR VALUES FROM (MINVALUE) TO (MAXVALUE)"
             )

@@ -344,6 +344,30 @@ async def test_a_repair_needs_a_selection_and_a_reason(shell: Shell, rows: Rows)
 # ── destinations, connectors, tokens ─────────────────────────────────────────────────────────────────
 
 
+async def test_a_destination_that_is_not_configured_any_more_says_what_becomes_of_what_it_is_owed(
+    shell: Shell, rows: Rows
+) -> None:
+    await rows.open("forgotten", "gone", "held", "settled", partitions=False)
+    await rows.event("gone", "held")
+    await rows.letter("forgotten")
+    await shell.say("destinations", "hold", "held", "--reason", "noon")
+    found = {item["name"]: item for item in (await shell.json("destinations", "list"))["items"]}
+    assert {name: (item["state"], item["reason"]) for name, item in found.items()} == {
+        "forgotten": (
+            "not configured",
+            "not in the configuration: discard its dead letters, or put it back and replay them",
+        ),
+        "gone": ("not configured", "not in the configuration: what waits goes out once it is put back"),
+        "held": (
+            "not configured",
+            "not in the configuration: what waits goes out once it is put back; and held: noon",
+        ),
+        "ledger": ("flowing", None),
+        "picky": ("flowing", None),
+    }
+    assert "what waits goes out once it is put back" in await shell.say("destinations", "list")
+
+
 async def test_a_destination_is_held_and_released(shell: Shell, rows: Rows) -> None:
     await rows.event("ledger")
     said = await shell.say("destinations", "hold", "ledger", "--reason", "moving house", "--until", "2099-01-01")
@@ -360,6 +384,12 @@ async def test_a_destination_is_held_and_released(shell: Shell, rows: Rows) -> N
 async def test_a_destination_that_is_not_there_is_told_with_a_suggestion(shell: Shell, rows: Rows) -> None:
     assert 'did you mean "ledger"' in await shell.fail("destinations", "hold", "ledgr", "--reason", "r")
     assert "Missing option '--reason'" in await shell.fail("destinations", "hold", "ledger", code=2)
+    for verb in ("list", "causes", "replay", "discard"):
+        why = [] if verb in ("list", "causes") else ["--reason", "r"]
+        said = await shell.fail("dead-letters", verb, "--destination", "pickle", *why)
+        assert 'There is no destination "pickle"; did you mean "picky"?' in said
+    assert "no destination" in await shell.fail("dead-letters", "replay", "--destination", "nowhere", "--dry-run")
+    assert await shell.say("dead-letters", "list", "--destination", "picky") == "No dead letters match.\n"
 
 
 async def test_a_hold_until_a_time_that_is_over_is_refused(shell: Shell, rows: Rows) -> None:
@@ -419,6 +449,22 @@ async def test_check_fails_for_a_destination_that_is_away_and_says_what_to_do(sh
     assert result.exit_code == 1
     assert "FAILS  destination picky: http: refused the connection; see that it runs" in result.stdout
     assert "2 things fail" in result.stderr
+
+
+async def test_check_tells_of_what_waits_for_a_destination_that_is_not_configured_any_more(
+    shell: Shell, door: Door, rows: Rows
+) -> None:
+    await rows.open("gone", "forgotten", "settled", partitions=False)
+    await rows.event("gone", "ledger")
+    for _ in range(2):
+        await rows.delivered(await rows.event("forgotten", "settled"), "settled")
+    said = await shell.say("check")
+    looks = [line for line in said.splitlines() if line.startswith("look   destination")]
+    waits, wait = "a delivery waits for it, and goes", "2 deliveries wait for it, and go"
+    assert looks == [
+        f"look   destination forgotten: not in the configuration, but {wait} out only once it is put back",
+        f"look   destination gone: not in the configuration, but {waits} out only once it is put back",
+    ]
 
 
 async def test_check_names_every_mistake_of_a_configuration_at_once(shell: Shell) -> None:
