@@ -256,6 +256,8 @@ class Operators:
         """Preview or do; whoever may repair one event at a time must name it."""
         body, holder = asked.body, _known(asked.holder)
         try:
+            if body.select.destination is not None:
+                await self._destinations.require(body.select.destination, configured=self._connectors())
             if body.dry_run:
                 return Answer(await self._letters.preview(body.select))
             if not body.select.single and not body.select.empty:
@@ -263,6 +265,8 @@ class Operators:
             if body.reason is None:
                 raise Refusal(422, "No reason given", "Say why in `reason`: it stands in the audit.")
             repair = await deed(body.select, reason=body.reason.strip(), actor=holder.name)
+        except UnknownDestinationError as unknown:
+            raise Refusal(422, "No such destination", str(unknown)) from None
         except EmptySelectionError:
             raise Refusal(
                 422, "Nothing selected", "An empty `select` would match every dead letter: name what to take."
@@ -534,7 +538,7 @@ def _read_query(request: web.Request, kind: type[Query]) -> Query:
     try:
         return msgspec.convert(dict(request.query), kind, strict=False)
     except msgspec.ValidationError as error:
-        raise Refusal(400, "Bad parameter", _told(error)) from None
+        raise Refusal(400, "Bad parameter", _told(error, kind, _IN_QUERY)) from None
 
 
 async def _read_body(request: web.Request, kind: type[Body]) -> Body:
@@ -549,19 +553,45 @@ async def _read_body(request: web.Request, kind: type[Body]) -> Body:
     try:
         return msgspec.json.decode(body, type=kind)
     except msgspec.ValidationError as error:
-        raise Refusal(422, "Bad field", _told(error)) from None
+        raise Refusal(422, "Bad field", _told(error, kind, _IN_BODY)) from None
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
         raise Refusal(400, "Not readable", "The body is not JSON.") from None
 
 
-def _told(error: msgspec.ValidationError) -> str:
-    """Where it is wrong and what is expected; no word of the caller's."""
+_TIME = "write a time with its zone, such as 2026-11-23T10:00:00Z"
+_IN_QUERY = {
+    "limit": "write a number from 1 to 200",
+    "cursor": "write the `next` of the page before, or leave it out",
+    "from": _TIME,
+    "to": _TIME,
+}
+_IN_BODY = {
+    "": "write the body as a JSON object",
+    "select": 'write what to take, such as {"destination": "NAME"}',
+    "events": "write 1 to 1,000 ids of events, as a list",
+    "from": _TIME,
+    "to": _TIME,
+    "until": _TIME,
+    "reason": "write why, in one line of 1 to 500 characters",
+    "dry_run": "write true or false",
+}
+_WORD = "write 1 to 512 characters in one line"
+"""How to write each parameter and field; most are words."""
+
+
+def _told(error: msgspec.ValidationError, kind: type, written: Mapping[str, str]) -> str:
+    """Where it is wrong and how to write it, in our words; no word of the caller's."""
     what, _, where = str(error).partition(" - at `$")
     where = where.strip("`.")
+    if missing := re.fullmatch(r"Object missing required field `(\w+)`", what):
+        name = missing[1]
+        return f"`{name}` is missing: {written.get(name, _WORD)}."
     if what.startswith("Object contains unknown field"):
-        what = "Holds a field that is not known here"
-    what = re.sub(r" matching regex .*", " of printable characters", what)
-    return f"`{where}`: {what}." if where else f"{what}."
+        known = ", ".join(f"`{field.encode_name}`" for field in msgspec.structs.fields(Select if where else kind))
+        return f"{f'`{where}`' if where else 'The body'} holds a field that is not known here; known are: {known}."
+    name = where.rpartition(".")[2].partition("[")[0]
+    how = written.get(name, _WORD)
+    return f"`{where}`: {how}." if where else f"{how[:1].upper()}{how[1:]}."
 
 
 @web.middleware

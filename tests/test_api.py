@@ -171,6 +171,8 @@ async def test_destinations_show_configured_ones_and_what_still_waits_elsewhere(
     )
     assert found["ledger"]["oldest_waiting_seconds"] >= 0
     assert (found["forgotten"]["connector"], found["forgotten"]["dead"]) == (None, 1)
+    assert found["forgotten"]["state"] == "not configured"
+    assert found["forgotten"]["reason"].startswith("not in the configuration: ")
     assert (found["unborn"]["connector"], found["unborn"]["waiting"]) == ("odoo", 0)
     first = await served.get("/destinations?limit=3")
     second = await served.get(f"/destinations?limit=3&cursor={first['next']}")
@@ -249,6 +251,8 @@ async def test_operators_repair_one_event_at_a_time_and_leads_many(served: Api, 
         {"reason": "nothing selected"},
         {"select": {"destination": "picky", "colour": "red"}, "reason": "r"},
         {"select": {"destination": 5}, "reason": "r"},
+        {"select": {"destination": "pickle"}, "reason": "r"},
+        {"select": {"destination": "pickle"}, "dry_run": True},
         {"select": {"destination": "pi\u0000cky"}, "reason": "r"},
         {"select": {"events": []}, "reason": "r"},
         {"select": {"events": ["nonsense"]}, "reason": "r"},
@@ -299,6 +303,51 @@ async def test_a_hold_is_refused_without_a_reason_in_the_past_or_where_nothing_i
 )  # fmt: skip
 async def test_a_bad_parameter_is_a_400(served: Api, rows: Rows, query: str) -> None:
     assert await served.status("GET", f"/events?{query}") == 400
+
+
+@pytest.mark.parametrize(
+    ("path", "told"),
+    [
+        ("/events?limit=0", "`limit`: write a number from 1 to 200."),
+        ("/events?limit=many", "`limit`: write a number from 1 to 200."),
+        ("/events?from=2026-11-23T10:00:00", "`from`: write a time with its zone, such as 2026-11-23T10:00:00Z."),
+        ("/audit?to=yesterday", "`to`: write a time with its zone, such as 2026-11-23T10:00:00Z."),
+        ("/rejections?source=", "`source`: write 1 to 512 characters in one line."),
+        (f"/events?cursor={'x' * 1025}", "`cursor`: write the `next` of the page before, or leave it out."),
+    ],
+)
+async def test_a_bad_parameter_is_told_with_how_to_write_it(served: Api, path: str, told: str) -> None:
+    _, _, answer = await served.call("GET", path)
+    assert answer["detail"] == told
+
+
+@pytest.mark.parametrize(
+    ("body", "told"),
+    [
+        ([], "Write the body as a JSON object."),
+        ({}, '`select` is missing: write what to take, such as {"destination": "NAME"}.'),
+        ({"select": 1}, '`select`: write what to take, such as {"destination": "NAME"}.'),
+        ({"select": {"events": ["x"]}}, "`select.events[0]`: write 1 to 1,000 ids of events, as a list."),
+        ({"select": {"events": []}}, "`select.events`: write 1 to 1,000 ids of events, as a list."),
+        ({"select": {"to": 5}}, "`select.to`: write a time with its zone, such as 2026-11-23T10:00:00Z."),
+        ({"select": {}, "reason": "\n"}, "`reason`: write why, in one line of 1 to 500 characters."),
+        ({"select": {}, "dry_run": 1}, "`dry_run`: write true or false."),
+        ({"selekt": {}}, "The body holds a field that is not known here; known are: `select`, `reason`, `dry_run`."),
+        (
+            {"select": {"colour": "red"}},
+            "`select` holds a field that is not known here; known are: "
+            + ", ".join(f"`{name}`" for name in ["events", "destination", "cause", "subject", "facility", "from", "to"])
+            + ".",
+        ),
+        (
+            {"select": {"destination": "pickle"}, "reason": "r"},
+            'There is no destination "pickle"; did you mean "picky"?',
+        ),
+    ],
+)
+async def test_a_bad_field_is_told_with_how_to_write_it(served: Api, body: object, told: str) -> None:
+    _, _, answer = await served.call("POST", "/dead-letters/replay", body)
+    assert answer["detail"] == told
 
 
 async def test_an_unknown_parameter_comes_with_a_suggestion(served: Api) -> None:
