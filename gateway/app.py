@@ -64,11 +64,13 @@ async def _main(config: Config, role: str, workers: int, environ: Mapping[str, s
         log.info(LogEvent.SERVE_STARTING, version=VERSION, role=role, workers=workers)
         embedded = await _unless(stop, Embedded.start(config.folder)) if config.database == "embedded" else None
         try:
+            if stop.is_set():
+                return 0
             _refuse_what_is_taken(config)
             dsn = embedded.dsn if embedded else config.database.reveal()  # type: ignore[union-attr]
             prepare = partial(_prepare, dsn, embedded=embedded is not None)
             async with WaitingRoom(config.serve.listen, share=workers > 1) as room:
-                if stop.is_set() or not await _unless(stop, _patiently(prepare, room)):
+                if not await _unless(stop, _patiently(prepare, room)):
                     return 0
                 if workers == 1:
                     place = Place(role=role, dsn=dsn, workers=1, metrics=None)
@@ -140,7 +142,7 @@ async def _patiently(attempt: Callable[[], Awaitable[Answer]], room: WaitingRoom
         try:
             return await attempt()
         except Unavailable as error:
-            log_sparingly(LogEvent.POSTGRES_AWAY, part="start", reason=str(error))
+            log_sparingly(LogEvent.POSTGRES_AWAY, part="start", reason=type(error.__cause__ or error).__name__)
             await room.open()
             await asyncio.sleep(PATIENCE.total_seconds())
 

@@ -24,6 +24,7 @@ from gateway.config import Config, ConfigurationError
 from gateway.intake import Intake
 from gateway.listening import Listening
 from gateway.partners import Partners
+from gateway.policy_versions import PolicyVersions
 from gateway.problems import problems_only
 from gateway.refusals import Refusals
 from gateway.watchdog import Watchdog
@@ -32,7 +33,7 @@ from observability.metrics import Metrics
 from observability.names import LogEvent
 from observability.tracing import Tracing
 from outbox.clock import DatabaseClock
-from outbox.database import Database, Unavailable
+from outbox.database import Database, Unavailable, UnsuitableError
 from outbox.destinations import Destinations
 from outbox.dispatcher import Dispatcher, Target
 from outbox.ending import end
@@ -109,6 +110,7 @@ class Service:
         self._parts.push_async_callback(listening.close)
         await listening.open(self._config.serve.listen, share=self._place.workers > 1)
         self.port = listening.port
+        await self._tell_of_the_forgotten()
 
     async def stop(self) -> None:
         """Take nothing more, finish what is under way, hand over the rest."""
@@ -150,6 +152,7 @@ class Service:
             sizes=self.metrics.batch_size.observe,
         )
         self._parts.push_async_callback(self.batch.close)
+        self._versions = PolicyVersions(self._operators_database)
         self.records = Records(self._operators_database)
         self.letters = DeadLetters(self._operators_database, tracing=self.tracing)
         self.refusals = Refusals(self._operators_database, self.metrics)
@@ -186,9 +189,13 @@ class Service:
             return
         before = self.partners
         try:
+            for told in (changed := await self._versions.changed(config.policies)):
+                log.error(LogEvent.CONFIG_REFUSED, mistake=told)
+            if changed:
+                return
             await self._adopt(config)
-        except Unavailable as error:
-            log.error(LogEvent.CONFIG_REFUSED, mistake=f"{error}; send SIGHUP again")  # noqa: TRY400  nor this
+        except Unavailable:
+            log.error(LogEvent.CONFIG_REFUSED, mistake="the database does not answer; send SIGHUP again")  # noqa: TRY400  nor this
             return
         if self._dispatching:
             self.dispatcher.retarget(self._targets())
@@ -196,8 +203,22 @@ class Service:
         self._retired[retired] = before
         retired.add_done_callback(self._retired.pop)
         log.info(LogEvent.CONFIG_RELOADED, digest=config.digest[:12])
+        await self._tell_of_the_forgotten()
+
+    async def _tell_of_the_forgotten(self) -> None:
+        """Destinations that are configured no more, and to which something is still owed: it waits for them."""
+        with suppress(Unavailable):
+            for standing in await self.records.standings():
+                if standing.waiting and standing.name not in self._config.destinations:
+                    log.warning(
+                        LogEvent.DESTINATION_NOT_CONFIGURED, destination=standing.name, waiting=standing.waiting
+                    )
 
     async def _adopt(self, config: Config) -> None:
+        """Raises UnsuitableError for a policy that was changed under its old number."""
+        if changed := await self._versions.changed(config.policies):
+            raise UnsuitableError("\n".join(changed))
+        await self._versions.record(config.policies)
         ordered = {name for route in config.routes.values() if route.order for name in route.to}
         shards = {name: ORDERED_SHARDS if name in ordered else 1 for name in config.destinations}
         destinations = await self.outbox.ensure_destinations(shards)

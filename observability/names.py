@@ -108,6 +108,7 @@ class LogEvent(StrEnum):
     DELIVERY_FAILED = "delivery.failed"  # a bug of ours, with its stack
     PENDING_ORPHANED = "pending.orphaned"
     DESTINATION_HELD = "destination.held"
+    DESTINATION_NOT_CONFIGURED = "destination.not_configured"
     DESTINATION_RELEASED = "destination.released"
     BREAKER_OPENED = "breaker.opened"
     BREAKER_CLOSED = "breaker.closed"

@@ -15,6 +15,8 @@ from outbox.ending import end
 
 log = structlog.get_logger()
 
+SOON = timedelta(minutes=1)
+
 
 @dataclass(frozen=True, slots=True)
 class Task:
@@ -38,9 +40,11 @@ class Upkeep:
         await end(*self._running)
 
     async def _keep_at(self, task: Task) -> None:
+        """The first time soon, for a service that is restarted every day must not do without what is done now and then."""
+        await asyncio.sleep(min(task.every, SOON).total_seconds() * uniform(0.1, 1))  # noqa: S311  a fleet spreads itself
         while True:
-            await asyncio.sleep(task.every.total_seconds() * uniform(0.9, 1.1))  # noqa: S311  a fleet spreads itself
             await self.run(task)
+            await asyncio.sleep(task.every.total_seconds() * uniform(0.9, 1.1))  # noqa: S311
 
     async def run(self, task: Task) -> None:
         """Once, now."""
