@@ -11,7 +11,7 @@ from outbox.store import Lane, Reading, Taken
 
 BUFFER = 256  # deliveries read and not started, a destination
 LEAST = 16  # and at the least a lane
-WORTH_TELLING = 1000  # closed keys a read; of the others it returns a row each, for nothing
+WORTH_TELLING = 1000  # closed keys a read; of the others it returns rows, for nothing
 BEGINNING = datetime(1970, 1, 1, tzinfo=UTC)
 LOWEST = UUID(int=0)
 MOMENT = timedelta(microseconds=1)
@@ -38,6 +38,7 @@ class OwnedLane:
         self.dirty = True  # there may be more to read
         self._share = max(LEAST, BUFFER // lanes)
         self._passed: set[int] = set()  # keys that have more behind the watermark
+        self._crowded = False  # most of what was read last stood behind closed keys: the next read is told of these
         self._opens: list[tuple[datetime, int]] = []  # a heap: when closed keys are due again
         self._due_at = BEGINNING
         self._event = LOWEST
@@ -58,7 +59,7 @@ class OwnedLane:
             due_at=self._due_at,
             event=self._event,
             room=self._room + self._again,
-            closed=tuple(islice(self._passed & self.closed.keys(), WORTH_TELLING)),
+            closed=tuple(islice(self._passed & self.closed.keys(), WORTH_TELLING)) if self._crowded else (),
         )
 
     @property
@@ -88,9 +89,11 @@ class OwnedLane:
             self._due_at, self._event = rows[-1].due_at, rows[-1].event_id
         else:
             self._due_at, self._event = reading.due_at, reading.event
+        known = len(self.known)
         for row in rows:
             if row.event_id not in self._settled:
                 self._add(row, now)
+        self._crowded = (len(self.known) - known) * 2 < len(rows)
         self.dirty = len(rows) >= reading.room
         if meanwhile is not None:
             self.rewind(meanwhile)

@@ -17,7 +17,7 @@ from outbox.destinations import Destinations
 from outbox.event import Blocked, Delivered, Delivery, Outcome, Pending, Refused, Retry
 from outbox.intake_batch import IntakeBatch
 from outbox.retry import Schedule
-from outbox.store import Seen, Stored
+from outbox.store import Reading, Seen, Stored, Taken
 from tests.house import House, Partner, house_on, until
 
 SLOW = Schedule(first=timedelta(hours=1), cap=timedelta(hours=1), give_up=timedelta(days=1))
@@ -448,3 +448,27 @@ async def test_what_was_committed_under_a_clock_that_was_set_back_is_found(house
             own._due_at += timedelta(minutes=1)
         await house.accept("supplier", wake=False)
         await house.drained(4)
+
+
+async def test_a_subject_behind_which_thousands_wait_does_not_hold_up_the_others(house: House) -> None:
+    await house.destination("supplier")
+    arrivals = [house.arrival("supplier", subject="order/stuck", ordered=True) for _ in range(5000)]
+    for n in range(0, len(arrivals), 500):
+        await house.outbox.add(arrivals[n : n + 500], house.buckets())
+    await house.intake.execute(
+        "UPDATE pending SET not_before = now() + interval '1 hour' WHERE event_id = $1", arrivals[0].event.id
+    )
+    await house.accept("supplier", subject="order/2", ordered=True)
+    read, reads = house.outbox.read, 0
+
+    async def counted(readings: list[Reading]) -> list[Taken]:
+        nonlocal reads
+        reads += 1
+        return await read(readings)
+
+    house.outbox.read = counted
+    partner = Partner()
+    async with house.dispatching(house.target("supplier", partner)):
+        await until(lambda: partner.asked)
+        assert reads <= 5
+    assert partner.subjects == ["order/2"]
