@@ -3,7 +3,7 @@
 import os
 import select
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from datetime import timedelta
 from io import UnsupportedOperation
 from queue import Empty, SimpleQueue
@@ -59,21 +59,35 @@ class LineWriter:
 
     def _put(self, lines: list[str]) -> bool:
         try:
-            self._write_all("".join(f"{line}\n" for line in lines))
+            for piece in _pieces(lines):
+                self._write_all(piece)
         except (OSError, ValueError):  # the reader is gone, or the stream is closed
             return False
         return True
 
-    def _write_all(self, text: str) -> None:
+    def _write_all(self, piece: bytes) -> None:
         """Past the stream's buffer, whose lock a blocked thread would keep until the interpreter aborts over it."""
         try:
             file = self._stream.fileno()
         except UnsupportedOperation:
-            self._stream.write(text)
+            self._stream.write(piece.decode())
             return
-        left = memoryview(text.encode(errors="backslashreplace"))
+        left = memoryview(piece)
         while left:
             try:
                 left = left[os.write(file, left) :]
             except BlockingIOError:
                 select.select([], [file], [], 1)
+
+
+def _pieces(lines: Iterable[str]) -> Iterator[bytes]:
+    """Lines together, as far as a pipe takes them undivided: several processes may write to the same one."""
+    piece = b""
+    for line in lines:
+        encoded = f"{line}\n".encode(errors="backslashreplace")
+        if piece and len(piece) + len(encoded) > select.PIPE_BUF:
+            yield piece
+            piece = b""
+        piece += encoded
+    if piece:
+        yield piece

@@ -23,7 +23,7 @@ import pytest
 import structlog
 from aiohttp import ClientSession, web
 
-from observability.line_writer import QUEUE
+from observability.line_writer import QUEUE, LineWriter
 from observability.logs import Level, Logs, configure, log_sparingly
 from observability.names import LogEvent
 from observability.tracing import Tracing
@@ -282,6 +282,24 @@ def test_standard_output_that_nobody_reads_holds_nobody_up_and_its_lines_are_cou
     assert sum(dropped) >= QUEUE
     assert len(accepted) + sum(dropped) == 3 * QUEUE
     assert any(line["event"] == "log.lines_dropped" for line in lines)
+
+
+def test_lines_of_several_writers_to_one_pipe_stay_whole() -> None:
+    reading, writing = os.pipe()
+    with os.fdopen(writing, "w") as stream:
+        writers = [LineWriter(stream, dropped=lambda _: None) for _ in range(2)]
+        for number in range(2000):
+            for name, writer in zip("ab", writers, strict=True):
+                writer.write(f"{name * 300} {number}")
+        read: list[bytes] = []
+        drain = threading.Thread(target=lambda: read.extend(iter(lambda: os.read(reading, 5000), b"")))
+        drain.start()
+        for writer in writers:
+            writer.close(within=timedelta(seconds=5))
+    drain.join()
+    os.close(reading)
+    lines = b"".join(read).decode().splitlines()
+    assert sorted(lines) == sorted(f"{name * 300} {number}" for name in "ab" for number in range(2000))
 
 
 def test_a_program_whose_output_is_stuck_still_ends() -> None:
