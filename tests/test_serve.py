@@ -174,6 +174,17 @@ def test_a_second_signal_ends_it_at_once(program: Program, sink: Partner) -> Non
     until(lambda: not program.family(), 5, "end of Postgres")
 
 
+def test_it_can_be_stopped_while_it_starts(tmp_path: Path, sink: Partner) -> None:
+    program = Program(tmp_path, configuration(partner=sink.address))
+    with ended_with(program):
+        for moment in ("serve.starting", "postgres.started"):
+            program.start()
+            until(lambda moment=moment: program.log(moment), 20, moment)
+            assert program.stop() == 0
+            until(lambda: not program.family(), 10, "end of Postgres")
+        assert "Traceback" not in program.output
+
+
 # ── another configuration ───────────────────────────────────────────────────────────────────────────
 
 
