@@ -507,6 +507,7 @@ class Dispatcher:
             outcome,
             schedule=target.schedule,
             tries=taken.attempts + 1 - taken.spared,
+            spared=taken.spared,
             now=self._clock.now(),
             deadline=delivery.deadline,
             repeatable=target.repeatable,

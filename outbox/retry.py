@@ -10,6 +10,7 @@ from outbox.event import Blocked, Delivered, Duplicate, Outcome, Pending, Refuse
 
 LONGEST_WISH = timedelta(hours=24)  # a Retry-After beyond it is honoured up to it
 LONGEST_PENDING = timedelta(days=366)
+LONGEST_BLOCKED = timedelta(minutes=5)
 CONFIRM_BLOCKED = timedelta(seconds=5)  # a second try after this must say the same before a destination is held
 
 
@@ -46,10 +47,12 @@ def decide(
     deadline: datetime,
     repeatable: bool,
     random: Callable[[], float],
+    spared: int = 0,
 ) -> Decision:
     """Judge one attempt.
 
-    `tries` counts those that back-off counts, this one included; `repeatable`: the partner keeps idempotency keys.
+    `tries` counts those that back-off counts, this one included, and `spared` those before that it does not count;
+    `repeatable`: the partner keeps idempotency keys.
     The deadline is judged here, after an attempt has failed, and nowhere else: what waited long in a hold
     is tried once before it is given up.
     """
@@ -63,7 +66,9 @@ def decide(
                 verdict=Verdict.LATER, delay=min(max(until - now, timedelta(0)), LONGEST_PENDING), spared=True
             )
         case Blocked():
-            return Decision(verdict=Verdict.LATER, delay=CONFIRM_BLOCKED, spared=True)
+            # Longer each time: if it is blocked alone, its tries must not pause the destination for the others.
+            wait = min(CONFIRM_BLOCKED * (1 << min(spared, 10)), LONGEST_BLOCKED)
+            return Decision(verdict=Verdict.LATER, delay=wait, spared=True)
         case Unknown() if not repeatable:
             return Decision(verdict=Verdict.DEAD)
         case Retry() | Unknown():

@@ -16,7 +16,7 @@ from outbox.database import Unavailable
 from outbox.destinations import Destinations
 from outbox.event import Blocked, Delivered, Delivery, Outcome, Pending, Refused, Retry
 from outbox.intake_batch import IntakeBatch
-from outbox.retry import Schedule
+from outbox.retry import Schedule, decide
 from outbox.store import Reading, Seen, Stored, Taken
 from tests.house import House, Partner, house_on, until
 
@@ -472,3 +472,15 @@ async def test_a_subject_behind_which_thousands_wait_does_not_hold_up_the_others
         await until(lambda: partner.asked)
         assert reads <= 5
     assert partner.subjects == ["order/2"]
+
+
+def test_one_delivery_that_is_blocked_alone_pauses_its_destination_less_and_less_often() -> None:
+    now = datetime.now(UTC)
+    waits = [
+        decide(
+            Blocked("credentials: 403", 403), schedule=SLOW, tries=1, spared=spared, now=now, deadline=now,
+            repeatable=True, random=random.random,
+        ).delay.total_seconds()
+        for spared in (0, 1, 2, 3, 100)
+    ]  # fmt: skip
+    assert waits == [5, 10, 20, 40, 300]
