@@ -10,7 +10,7 @@ from outbox.event import Blocked, Delivered, Duplicate, Outcome, Pending, Refuse
 
 LONGEST_WISH = timedelta(hours=24)  # a Retry-After beyond it is honoured up to it
 LONGEST_PENDING = timedelta(days=366)
-LONGEST_BLOCKED = timedelta(minutes=5)
+LONGEST_BLOCKED = timedelta(minutes=1)
 CONFIRM_BLOCKED = timedelta(seconds=5)  # a second try after this must say the same before a destination is held
 
 
