@@ -23,6 +23,7 @@ from observability.logs import log_sparingly
 from observability.names import LogEvent
 
 HEAD_DEADLINE = timedelta(seconds=5)
+ANSWER_DEADLINE = timedelta(seconds=10)  # for a caller to take some of what it was answered
 IDLE_DEADLINE = timedelta(seconds=75)  # longer than the proxies in front keep theirs
 LINGERING = timedelta(seconds=2)  # for what is still sent of a body that was refused, so that the answer is heard
 DRAIN = timedelta(seconds=15)  # for the requests that are under way at the end: longer than any deadline of one
@@ -34,14 +35,15 @@ class AddressError(Exception):
 
 
 class Guarded(RequestHandler):
-    """A connection whose head must arrive in time, and which tells no caller what it could not read."""
+    """A connection whose head must arrive, and whose answers must be taken, in time; it repeats nothing of what it hears."""
 
-    __slots__ = ("_body", "_head_timer", "_last")
+    __slots__ = ("_answer_timer", "_body", "_head_timer", "_last")
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
         self._body: StreamReader = EMPTY_PAYLOAD  # of the last head
         self._last = False  # the request under way is
+        self._answer_timer: asyncio.TimerHandle | None = None
         self._head_timer: asyncio.TimerHandle | None = None
         self._start_timer()
 
@@ -54,8 +56,20 @@ class Guarded(RequestHandler):
         elif data and of_a_head and self._head_timer is None:  # without any, aiohttp calls it itself
             self._start_timer()
 
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        if self.transport is not None:
+            self._answer_timer = self._loop.call_later(ANSWER_DEADLINE.total_seconds(), self.transport.abort)
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        if self._answer_timer is not None:
+            self._answer_timer.cancel()
+
     def connection_lost(self, exc: BaseException | None) -> None:
         self._stop_timer()
+        if self._answer_timer is not None:
+            self._answer_timer.cancel()
         super().connection_lost(exc)
 
     def _start_timer(self) -> None:

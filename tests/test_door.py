@@ -3,6 +3,7 @@
 import asyncio
 import hashlib
 import hmac
+import socket
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import suppress
@@ -372,6 +373,20 @@ async def slow(program: Program) -> dict[str, float | Heard]:
         async with connected(program.port) as line, line.sending(*pieces, every=0.2):
             return await line.answer(within=15)
 
+    async def unheard() -> float:
+        """Asks for much, and takes none of it."""
+        silent = socket.socket()
+        silent.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        silent.setblocking(False)
+        loop = asyncio.get_running_loop()
+        await loop.sock_connect(silent, ("127.0.0.1", program.port))
+        began = time.monotonic()
+        with silent, suppress(ConnectionError):
+            while time.monotonic() - began < 15:
+                await loop.sock_sendall(silent, post(b"", {}, "/api/v1/openapi.json", method="GET") * 20)
+                await asyncio.sleep(0.1)
+        return time.monotonic() - began
+
     async def rested() -> Heard:
         """A request in two pieces, and another one a while later."""
         async with connected(program.port) as line:
@@ -388,6 +403,7 @@ async def slow(program: Program) -> dict[str, float | Heard]:
         "dripping in the second head": cut_off(*[bytes([byte]) for byte in head], after=raw),
         "no body": answered(head),
         "dripping body": answered(head, *body),
+        "unheard": unheard(),
         "rested": rested(),
     }
     return dict(zip(named, await asyncio.gather(*named.values()), strict=True))
@@ -406,6 +422,10 @@ async def test_a_body_that_does_not_come_in_time_is_a_408(slow: dict[str, Heard]
     assert slow[which].status == 408
     assert slow[which].json["title"] == "Too slow"
     assert slow[which].headers["connection"] == "close"
+
+
+async def test_a_caller_who_does_not_take_the_answers_is_left(slow: dict[str, float]) -> None:
+    assert slow["unheard"] < 14
 
 
 async def test_a_connection_that_was_of_use_may_rest(slow: dict[str, Heard]) -> None:
