@@ -90,6 +90,7 @@ class LogEvent(StrEnum):
     CONFIG_REFUSED = "config.refused"
 
     POSTGRES_STARTED = "postgres.started"
+    POSTGRES_STARTING = "postgres.starting"
     POSTGRES_RECOVERING = "postgres.recovering"
     POSTGRES_STOPPED = "postgres.stopped"
     POSTGRES_AWAY = "postgres.away"

@@ -19,6 +19,7 @@ import importlib.metadata
 import importlib.util
 import os
 import signal
+import struct
 import sys
 import time
 from collections.abc import AsyncIterator
@@ -36,6 +37,8 @@ from outbox import keeper
 
 NAME = "sluicegate"  # of the database, and of its owner, who is no superuser
 LOOK = timedelta(milliseconds=10)
+QUIET, AGAIN = timedelta(seconds=2), timedelta(seconds=10)  # so long it is waited without a word, and between two
+UNANSWERED = timedelta(seconds=30)  # so long a command waits for a server that is ready
 LARGEST_LOG = 8 * 1024 * 1024
 
 log = structlog.get_logger()
@@ -89,17 +92,24 @@ class Embedded:
         """Use the server, and start it if it is not running.
 
         There is no limit on how long it may recover after a crash, since giving up would only begin it again;
-        the log says that it is still at it.
+        the log says that it is still at it.  For one that is ready and does not answer a command waits half a
+        minute, and a `serve` until it does.
         """
         began = time.monotonic()
         self._make_folder(self._place)
         self._refuse_another_version()
-        self._users = await self._enter()
+        telling = asyncio.create_task(self._tell())
         try:
-            self.dsn = await self._ready()
-        except BaseException:
-            self._users.close()
-            raise
+            self._users = await self._enter()
+            try:
+                self.dsn = await self._ready()
+            except BaseException:
+                self._users.close()
+                raise
+        finally:
+            telling.cancel()
+            with suppress(asyncio.CancelledError):
+                await telling
         log.info(LogEvent.POSTGRES_STARTED, took=round(time.monotonic() - began, 3))
 
     async def stop(self) -> None:
@@ -166,17 +176,50 @@ class Embedded:
         return users
 
     async def _ready(self) -> str:
-        began = told = time.monotonic()
+        answered = time.monotonic()  # or there was nobody yet who could
         while True:
             if not self._kept() and self._keeper is None:
                 self._start_keeper()
             if (sockets := self._sockets()) and (dsn := await self._connected(sockets)) and self._sockets() == sockets:
                 return dsn
             self._bury_keeper()
-            if time.monotonic() - told > 2 and keeper.lock_file(self._place / "cluster")[7:8] == ["starting"]:
-                told = time.monotonic()
-                log.info(LogEvent.POSTGRES_RECOVERING, seconds=round(told - began), see=str(self._log))
+            if self._status() != "ready":
+                answered = time.monotonic()
+            elif not self._serving and time.monotonic() - answered > UNANSWERED.total_seconds():
+                raise EmbeddedError(
+                    f"Waited {UNANSWERED.seconds} s for Postgres in {self._place}, which is ready and does not answer; "
+                    f"see {self._log}."
+                )
             await asyncio.sleep(LOOK.total_seconds())
+
+    async def _tell(self) -> None:
+        """Say now and then what is waited for; a command shows it, too."""
+        began, in_order = time.monotonic(), self._was_shut_down()
+        await asyncio.sleep(QUIET.total_seconds())
+        while True:
+            facts = {"seconds": round(time.monotonic() - began), "place": str(self._place), "see": str(self._log)}
+            match self._status():
+                case "starting" if not (in_order or self._was_shut_down()):
+                    log.warning(LogEvent.POSTGRES_RECOVERING, **facts)
+                case "starting" | None:
+                    log.warning(LogEvent.POSTGRES_STARTING, **facts)
+                case _:
+                    log.warning(LogEvent.POSTGRES_AWAY, part="start", reason="waiting for Postgres", **facts)
+            await asyncio.sleep(AGAIN.total_seconds())
+
+    def _status(self) -> str | None:
+        """What the server's lock file says, if there is one: starting, ready, stopping."""
+        return next(iter(keeper.lock_file(self._place / "cluster")[7:8]), None)
+
+    def _was_shut_down(self) -> bool:
+        """Whether the cluster was left in order, as initdb and a shutdown do: then nothing is recovered.
+
+        `state` of pg_control, which a start leaves as it was until it recovers, or is all but ready.
+        """
+        with suppress(OSError, struct.error):
+            control = (self._place / "cluster/global/pg_control").read_bytes()
+            return struct.unpack_from("=i", control, 16)[0] in (1, 2)  # DB_SHUTDOWNED, and the same of a standby
+        return True
 
     def _kept(self) -> bool:
         """Whether there is a keeper: it alone holds this lock for longer than an instant."""

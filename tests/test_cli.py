@@ -4,6 +4,7 @@ import asyncio
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -26,6 +27,7 @@ from gateway.authenticate import Caller, Presented, scheme_for
 from gateway.config import load
 from gateway.show import counted, span
 from outbox.database import Database
+from outbox.embedded import Embedded
 from outbox.event import OutcomeKind
 from outbox.records import Records
 from tests.rows import Rows
@@ -559,6 +561,30 @@ def test_a_command_starts_the_embedded_database_for_as_long_as_it_needs_it(tmp_p
     assert made.stdout.startswith("sg_")
     assert json.loads(typed("token", "list", "--json").stdout)["items"][0]["name"] == "first"
     assert not (tmp_path / "data/postgres/cluster/postmaster.pid").exists(), "nothing keeps running"
+
+
+async def test_a_command_says_on_stderr_that_it_waits_for_a_database_that_hangs(tmp_path: Path) -> None:
+    (tmp_path / "sluicegate.yaml").write_text(
+        CONFIGURATION.replace("PORT", "9").replace("env:DATABASE", "embedded").replace("key: env:KEY", "")
+    )
+    embedded = await Embedded.start(tmp_path)
+    postmaster = int((tmp_path / "data/postgres/cluster/postmaster.pid").read_text().split()[0])
+    os.kill(postmaster, signal.SIGSTOP)
+    try:
+        command = await asyncio.create_subprocess_exec(
+            str(Path(sys.executable).with_name("sluicegate")), "token", "list",
+            cwd=tmp_path, env={**os.environ, **ENVIRONMENT}, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        )  # fmt: skip
+        assert command.stderr
+        said = (await asyncio.wait_for(command.stderr.readline(), 20)).decode()
+    finally:
+        os.kill(postmaster, signal.SIGCONT)
+    answer, _ = await asyncio.wait_for(command.communicate(), 30)
+    await embedded.stop()
+    assert "waiting for Postgres" in said
+    assert f"{tmp_path}/data/postgres/log" in said
+    assert answer.decode().startswith("No tokens.")
+    assert command.returncode == 0
 
 
 # ── words ────────────────────────────────────────────────────────────────────────────────────────────

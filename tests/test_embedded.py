@@ -11,12 +11,16 @@ import textwrap
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
+from datetime import timedelta
 from pathlib import Path
 
 import asyncpg
 import pytest
 import pytest_asyncio
+from structlog.testing import capture_logs
 
+from observability.names import LogEvent
+from outbox import embedded
 from outbox.embedded import Embedded, EmbeddedError, running
 
 ROOT = Path(__file__).parent.parent
@@ -159,6 +163,48 @@ async def test_ctrl_c_at_a_terminal_leaves_the_server_to_the_program(folder: Pat
     assert program.ended() == 0
     assert "database system is shut down" in (folder / "data/postgres/log").read_text()
     assert at_work(folder) == set()
+
+
+# ── waited for ──────────────────────────────────────────────────────────────────────────────────────
+
+
+async def test_a_server_that_hangs_is_told_and_ends_a_command_but_no_serve(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(embedded, "UNANSWERED", timedelta(seconds=3))
+    place = folder / "data/postgres"
+    program = Program(folder, command=True)
+    await keep(program.ready(), 1)
+    with hanging(folder), capture_logs() as told:
+        with pytest.raises(EmbeddedError, match=rf"Postgres in {place}, .* does not answer; see {place}/log"):
+            async with running(folder):
+                pass
+        serve = asyncio.create_task(Embedded.start(folder))
+        await asyncio.sleep(6)
+        assert not serve.done()
+    await (await serve).stop()
+    assert program.interrupt() == 0
+    first = told[0]
+    assert (first["event"], first["log_level"], first["seconds"]) == (LogEvent.POSTGRES_AWAY, "warning", 2)
+    assert (first["reason"], first["place"], first["see"]) == ("waiting for Postgres", str(place), f"{place}/log")
+
+
+async def test_only_what_was_not_shut_down_is_recovered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(embedded, "QUIET", timedelta(0))
+    monkeypatch.setattr(embedded, "AGAIN", timedelta(milliseconds=2))
+
+    async def told() -> set[str]:
+        with capture_logs() as lines:
+            program = Program(tmp_path)
+            async with running(tmp_path) as dsn:
+                await keep(program.ready() and dsn, 1)
+        program.kill(also=at_work(tmp_path))
+        return {line["event"] for line in lines}
+
+    first, second = await told(), await told()
+    assert LogEvent.POSTGRES_STARTING in first
+    assert LogEvent.POSTGRES_RECOVERING not in first
+    assert LogEvent.POSTGRES_RECOVERING in second
 
 
 # ── killed ──────────────────────────────────────────────────────────────────────────────────────────
@@ -501,6 +547,17 @@ async def seconds_to_start(folder: Path) -> float:
     began = time.monotonic()
     async with serving(folder):
         return time.monotonic() - began
+
+
+@contextmanager
+def hanging(folder: Path) -> Iterator[None]:
+    """A server that takes connections and says nothing."""
+    postmaster = process_of(folder)
+    os.kill(postmaster, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(postmaster, signal.SIGCONT)
 
 
 def process_of(folder: Path) -> int:
