@@ -433,7 +433,7 @@ def test_where_there_is_no_postgres_yet_it_is_alive_and_asks_to_come_back_until_
     with ended_with(program):
         program.start()
         until(lambda: program.log("postgres.away"), 10, "word of it")
-        assert "does not exist" in program.log("postgres.away")[0]["reason"]
+        assert "InvalidCatalogNameError" in program.log("postgres.away")[0]["reason"]
         assert program.get("/live").status == 200
         assert program.get("/ready").json == {"ready": False, "missing": ["the database does not answer"]}
         answer = program.post(order())

@@ -351,7 +351,7 @@ async def test_a_collector_that_is_away_holds_up_neither_work_nor_the_stop_and_i
     began = time.monotonic()
     await asyncio.to_thread(tracing.close)
     assert time.monotonic() - began < 3.5
-    assert longest < 0.5
+    assert longest < 2
     assert lost(metrics) == 2 * QUEUE
 
 
@@ -364,7 +364,7 @@ async def test_a_collector_that_never_answers_holds_up_neither_work_nor_the_stop
         began = time.monotonic()
         await asyncio.to_thread(tracing.close)
         assert time.monotonic() - began < 3.5
-        assert longest < 0.5
+        assert longest < 2
         assert lost(metrics) == 2 * QUEUE
         release.set()
 
