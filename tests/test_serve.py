@@ -286,7 +286,7 @@ def test_a_destination_that_is_taken_away_keeps_what_it_is_owed_until_it_is_back
     time.sleep(0.7)
     assert len(sink.received) == seen, "nothing is sent where the configuration names nobody"
     reloaded(program, with_another(text, sink, "attic"))
-    until(lambda: events <= {r.event for r in sink.received[seen:]}, 20, "deliveries once it is back")
+    until(lambda: events <= {r.event for r in sink.received[seen:]}, 20, lambda: f"deliveries once it is back: {program.output[-6000:]}")
     reloaded(program, text)
 
 
