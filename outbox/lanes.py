@@ -97,11 +97,16 @@ class OwnedLane:
         self.dirty = len(rows) >= reading.room
         if meanwhile is not None:
             self.rewind(meanwhile)
-        elif not self.known:
+        elif not self.known and not self.dirty:
             self.careful = 0  # what the owner before can have had in flight is done
 
     def keys_to_open(self, now: datetime) -> list[int]:
-        """Keys whose delivery is settled or due again, as many as there is room for: the next of each is to be read."""
+        """Keys whose delivery is settled or due again, as many as there is room for: the next of each is to be read.
+
+        None in careful mode: what stands behind another of its subject cannot have been in flight.
+        """
+        if self.careful:
+            return []
         while self._opens and self._opens[0][0] <= now:
             until, key = heapq.heappop(self._opens)
             if self.closed.get(key) == until:

@@ -204,3 +204,29 @@ async def test_a_destination_that_keeps_failing_is_left_alone_for_a_while(house:
     assert len(partner.asked) < 25
     assert await house.intake.fetchval("SELECT not_before IS NOT NULL FROM destinations WHERE id = $1", destination.id)
     assert await house.count("pending") == 30
+
+
+async def test_a_delivery_that_kills_is_found_also_where_many_of_another_subject_wait_before_it(house: House) -> None:
+    await house.destination("supplier")
+    for _ in range(40):
+        await house.accept("supplier", subject="order/busy", ordered=True)
+    poison = await house.accept("supplier", subject="order/poison", ordered=True)
+    attempted = []
+
+    async def kill(delivery: Delivery) -> Outcome:
+        if delivery.event.id == poison:
+            attempted.append(delivery)
+            await asyncio.sleep(60)
+        await asyncio.sleep(0.2)
+        return Delivered()
+
+    for lives in (1, 2, 3):
+        async with house.dispatching(house.target("supplier", Partner(kill), concurrency=2)) as dispatcher:
+            await until(lambda lives=lives: len(attempted) == lives)
+            await vanish(house, dispatcher)
+            await dispatcher.stop(timedelta(0))
+            await house.intake.execute("UPDATE lanes SET owner = 999999")
+    async with house.dispatching(house.target("supplier", Partner(kill))):
+        await house.drained(20)
+    assert len(attempted) == 3
+    assert await house.intake.fetchval("SELECT event_id FROM dead_letters") == poison
