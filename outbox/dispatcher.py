@@ -345,7 +345,7 @@ class Dispatcher:
             rows = await self._outbox.next_of_keys([(own.lane.number, key) for own, key in wanted])
         except BaseException:
             for own, key in wanted:
-                own.to_open.add(key)
+                own.to_open[key] = None
             raise
         found = {(row.lane, row.key): row for row in rows}
         for own, key in wanted:

@@ -34,7 +34,7 @@ class OwnedLane:
         self.buffer: deque[Taken] = deque()
         self.known: dict[UUID, Taken] = {}  # read and not settled: in the buffer, in flight, or being settled
         self.closed: dict[int, datetime | None] = {}  # None: in flight
-        self.to_open: set[int] = set()
+        self.to_open: dict[int, None] = {}  # in the order in which their turn came
         self.dirty = True  # there may be more to read
         self._share = max(LEAST, BUFFER // lanes)
         self._passed: set[int] = set()  # keys that have more behind the watermark
@@ -101,8 +101,9 @@ class OwnedLane:
             self.careful = 0  # what the owner before can have had in flight is done
 
     def keys_to_open(self, now: datetime) -> list[int]:
-        """Keys whose delivery is settled or due again, as many as there is room for: the next of each is to be read.
+        """Keys whose delivery is settled or due again: the next of each is to be read.
 
+        For up to half of the room: subjects with much to deliver must not keep the others from being read.
         None in careful mode: what stands behind another of its subject cannot have been in flight.
         """
         if self.careful:
@@ -110,9 +111,10 @@ class OwnedLane:
         while self._opens and self._opens[0][0] <= now:
             until, key = heapq.heappop(self._opens)
             if self.closed.get(key) == until:
-                self.to_open.add(key)
-        chosen = list(self.to_open)[: max(0, self._room)]
-        self.to_open.difference_update(chosen)
+                self.to_open[key] = None
+        chosen = list(islice(self.to_open, max(0, self._most // 2 - len(self.buffer))))
+        for key in chosen:
+            del self.to_open[key]
         return chosen
 
     def opened(self, key: int, row: Taken | None, now: datetime) -> None:
@@ -155,7 +157,7 @@ class OwnedLane:
             if again is not None:
                 self._close(row.key, again)
             elif row.key in self._passed:
-                self.to_open.add(row.key)
+                self.to_open[row.key] = None
             else:
                 self.closed.pop(row.key, None)
         elif again is not None:
@@ -166,7 +168,7 @@ class OwnedLane:
         self._settled.add(row.event_id)
         self.known.pop(row.event_id, None)
         if row.key is not None and self.closed.get(row.key, BEGINNING) is None:
-            self.to_open.add(row.key)
+            self.to_open[row.key] = None
         self.rewind(row.due_at)
 
     def empty(self) -> None:

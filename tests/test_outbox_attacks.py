@@ -6,6 +6,7 @@ import secrets
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from itertools import islice
 from uuid import UUID, uuid4
 
 import pytest
@@ -17,7 +18,7 @@ from outbox.destinations import Destinations
 from outbox.event import Blocked, Delivered, Delivery, Outcome, Pending, Refused, Retry
 from outbox.intake_batch import IntakeBatch
 from outbox.retry import Schedule, decide
-from outbox.store import Reading, Seen, Stored, Taken
+from outbox.store import Reading, Seen, Stored, Taken, order_key
 from tests.house import House, Partner, house_on, until
 
 SLOW = Schedule(first=timedelta(hours=1), cap=timedelta(hours=1), give_up=timedelta(days=1))
@@ -485,3 +486,17 @@ def test_one_delivery_that_is_blocked_alone_pauses_its_destination_less_and_less
         for spared in (0, 1, 2, 3, 100)
     ]  # fmt: skip
     assert waits == [5, 10, 20, 40, 60]
+
+
+async def test_subjects_with_much_to_deliver_do_not_keep_the_others_waiting(house: House) -> None:
+    """One lane, in which more subjects wait than it reads at once."""
+    lanes = (await house.destination("supplier", shards=16)).lanes
+    candidates = (f"order/{n}" for n in range(10_000))
+    subjects = list(islice((s for s in candidates if order_key(s) % len(lanes) == 0), 40))
+    for _ in range(8):
+        await house.outbox.add([house.arrival("supplier", subject=s, ordered=True) for s in subjects], house.buckets())
+    partner = Partner()
+    async with house.dispatching(house.target("supplier", partner, concurrency=2)):
+        await house.drained(20)
+    assert len(partner.asked) == 8 * len(subjects)
+    assert max(map(partner.subjects.index, subjects)) < 3 * len(subjects)
