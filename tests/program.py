@@ -9,7 +9,6 @@ import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -394,10 +393,10 @@ def until(probe: Callable[[], T], within: float, what: str | Callable[[], str]) 
 
 @cache
 def without_waiting_for_a_compiler() -> dict[str, str]:
-    """The environment; where no bytecode may be written beside the source, it is kept elsewhere for these tests."""
+    """The environment; where no bytecode may be written beside the source, it is kept with the interpreter."""
     environ = dict(os.environ)
     if environ.pop("PYTHONDONTWRITEBYTECODE", None):
-        environ["PYTHONPYCACHEPREFIX"] = str(Path(tempfile.gettempdir()) / f"sluicegate-bytecode-{os.getuid()}")
+        environ["PYTHONPYCACHEPREFIX"] = str(Path(sys.prefix) / "bytecode")
     return environ
 
 
