@@ -612,6 +612,8 @@ def test_workers_end_together_when_the_program_is_told_to(two: Program, by: sign
 
 
 def test_a_program_that_is_stopped_while_its_workers_start_ends_well(kept_two: Program) -> None:
+    if kept_two.alive:
+        assert kept_two.stop() == 0
     kept_two.begin_a_new_page()
     kept_two.start()
     until(lambda: len(kept_two.log("worker.started")) == 2, 15, "workers")
