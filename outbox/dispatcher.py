@@ -144,7 +144,10 @@ class Dispatcher:
                 while self._done:
                     self._to_settle.set()
                     await asyncio.sleep(0.01)
-        await end(*self._loops, *self._attempts)
+        await end(*self._loops)
+        with suppress(TimeoutError):  # a connector that does not let itself be cut off is left behind
+            async with asyncio.timeout(5):
+                await end(*self._attempts)
         with suppress(Unavailable):
             await self._outbox.give_back([own.lane for own in self._lanes.values() if own.lane.number not in cut_off])
             await self._outbox.notify(WAKE, "")
