@@ -139,6 +139,8 @@ class Dispatcher:
         cut_off = {own.lane.number for own in self._lanes.values() if own.in_flight}
         for task in self._attempts:
             task.cancel()
+        if self._attempts:
+            await asyncio.wait(self._attempts, timeout=1)  # they tell that they were cut off
         with suppress(TimeoutError):
             async with asyncio.timeout(5):
                 while self._done:
