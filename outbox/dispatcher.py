@@ -492,11 +492,15 @@ class Dispatcher:
     async def _try(self, target: Target, taken: Taken, delivery: Delivery) -> tuple[Outcome, Decision]:
         """Ask the connector, and judge what it says.
 
+        After the first try it is asked first what became of the earlier ones: one may have taken effect though its
+        answer was lost, and one that answered Pending ends by what `lookup` says.
+
         What it raises, or says that is no outcome, is a bug of ours (or its author's) and becomes a retry, with its stack.
         """
         try:
             async with asyncio.timeout((target.timeout + GRACE).total_seconds()):
-                outcome = sound(await target.connector.deliver(delivery))
+                found = await target.connector.lookup(delivery) if delivery.attempt > 1 else None
+                outcome = sound(found or await target.connector.deliver(delivery))
                 if isinstance(outcome, Unknown) and (found := await target.connector.lookup(delivery)):
                     outcome = sound(found)
             return outcome, self._decide(target, taken, delivery, outcome)

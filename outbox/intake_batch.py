@@ -76,7 +76,9 @@ class IntakeBatch:
                 _fail(waiting, error)
 
     def _next(self) -> list[Waiting]:
-        batch, self._waiting = self._waiting[:LARGEST], self._waiting[LARGEST:]
+        """Those whose sender still waits: who was told to come back brings it again."""
+        waiting = [waiting for waiting in self._waiting if not waiting.answer.done()]
+        batch, self._waiting = waiting[:LARGEST], waiting[LARGEST:]
         return batch
 
     async def _store(self, batch: list[Waiting]) -> None:

@@ -8,7 +8,7 @@ from datetime import timedelta
 import pytest
 import pytest_asyncio
 
-from outbox.event import Delivered, Delivery, Outcome, Refused, Retry
+from outbox.event import Delivered, Delivery, Outcome, OutcomeKind, Pending, Refused, Retry
 from outbox.intake_batch import IntakeBatch
 from outbox.waking import Waker
 from tests.house import House, Partner, house_on, until
@@ -182,3 +182,37 @@ async def test_a_dispatcher_that_fails_by_a_bug_says_so_and_goes_on_when_it_is_o
         await house.drained()
         await until(lambda: dispatcher.alive)
     assert len(partner.asked) == 1
+
+
+async def test_what_was_taken_and_not_finished_is_asked_for_and_not_sent_again(house: House) -> None:
+    await house.destination("n8n")
+    partner = Partner(lambda _: Pending(receipt="job-1", until=house.clock.now() + timedelta(milliseconds=50)))
+    asked_after = 0
+
+    async def lookup(delivery: Delivery) -> Outcome | None:
+        nonlocal asked_after
+        asked_after += 1
+        return Delivered(receipt="job-1") if asked_after == 2 else Pending("job-1", house.clock.now())
+
+    partner.lookup = lookup
+    async with house.dispatching(house.target("n8n", partner)):
+        await house.accept("n8n")
+        await house.drained()
+    assert (len(partner.asked), asked_after) == (1, 2)
+    outcomes = await house.intake.fetch("SELECT outcome FROM attempts ORDER BY number")
+    assert [row["outcome"] for row in outcomes] == [OutcomeKind.PENDING, OutcomeKind.PENDING, OutcomeKind.DELIVERED]
+
+
+async def test_what_a_sender_was_told_to_bring_again_is_not_written_meanwhile(house: House) -> None:
+    await house.destination("ledger")
+    batch = IntakeBatch(house.outbox, buckets=house.buckets, wake=lambda _: None, sizes=lambda _: None, connections=1)
+    async with house.intake.transaction() as connection:
+        await connection.execute("LOCK TABLE events IN EXCLUSIVE MODE")
+        first = asyncio.create_task(batch.add(house.arrival("ledger")))
+        await asyncio.sleep(0.1)
+        gone = asyncio.create_task(batch.add(house.arrival("ledger")))
+        await asyncio.sleep(0.1)
+        gone.cancel()
+    await first
+    await batch.close()
+    assert await house.count("events") == 1
