@@ -21,6 +21,7 @@ from gateway.listening import bound
 from gateway.service import VERSION, Place, Service
 from gateway.waiting_room import WaitingRoom
 from observability import workers as across_workers
+from observability.failpoints import VARIABLE, arm, armed
 from observability.logs import configure, log_sparingly
 from observability.metrics import Metrics
 from observability.names import LogEvent
@@ -47,6 +48,7 @@ OF_THE_PROGRAM = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 def serve(*, config_path: Path, role: str, workers: int | None, environ: Mapping[str, str]) -> int:
     """Run until SIGTERM or SIGINT; the exit status.  Raises what `expected` in gateway/commands.py can tell a person."""
+    arm(environ.get(VARIABLE, ""))
     config = configuration.load(config_path, environ)
     _allow_many_connections()
     number = workers or config.serve.workers
@@ -62,6 +64,7 @@ async def _main(config: Config, role: str, workers: int, environ: Mapping[str, s
         asyncio.get_running_loop().set_exception_handler(logs.loop_failed)
         stop, hangup = _heard(signal.SIGTERM, signal.SIGINT, twice=_end_at_once), _heard(signal.SIGHUP)
         log.info(LogEvent.SERVE_STARTING, version=VERSION, role=role, workers=workers)
+        _tell_what_is_armed()
         embedded = await _unless(stop, Embedded.start(config.folder)) if config.database == "embedded" else None
         try:
             if stop.is_set():
@@ -82,6 +85,12 @@ async def _main(config: Config, role: str, workers: int, environ: Mapping[str, s
             log.info(LogEvent.SERVE_STOPPED)
 
 
+def _tell_what_is_armed() -> None:
+    """This program will fail on purpose, and whoever reads its log is not to wonder why."""
+    if points := armed():
+        log.error(LogEvent.FAILPOINTS_ARMED, points=points)
+
+
 def _refuse_what_is_taken(config: Config) -> None:
     """Before anything else is done.  Workers share a port with everybody who would share it, so they could not tell."""
     for address in config.serve.listen:
@@ -95,6 +104,7 @@ async def _worker(config: Config, role: str, workers: int, environ: Mapping[str,
     metrics = Metrics(directory, version=VERSION)
     with configure(config.observability.logs, dropped=metrics.log_lines_dropped.inc) as logs:
         asyncio.get_running_loop().set_exception_handler(logs.loop_failed)
+        _tell_what_is_armed()
         stop, hangup = _heard(signal.SIGTERM), _heard(signal.SIGHUP)
         _when_the_parent_ends(stop)
         place = Place(role=role, dsn=environ[WORKER], workers=workers, metrics=directory)

@@ -25,6 +25,7 @@ from gateway import config as configuration
 from gateway import show
 from gateway.config import Config, ConfigurationError
 from gateway.destinations import lines
+from observability.failpoints import FailpointsError
 from observability.logs import configure
 from outbox.database import Database, Unavailable, UnsuitableError, migrations_pending
 from outbox.database import migrate as apply
@@ -44,7 +45,14 @@ def expected(error: Exception) -> str | None:
             return "\n".join([f"{count} in the configuration:", *(f"  {mistake}" for mistake in mistakes)])
         case Unavailable():
             return f"The database is not available: {error}"
-        case UnsuitableError() | EmbeddedError() | UnknownDestinationError() | BadCursorError() | EmptySelectionError():
+        case (
+            FailpointsError()
+            | UnsuitableError()
+            | EmbeddedError()
+            | UnknownDestinationError()
+            | BadCursorError()
+            | EmptySelectionError()
+        ):
             return str(error)
         case _:
             return None

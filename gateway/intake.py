@@ -23,6 +23,7 @@ from gateway.refusals import Refusals
 from gateway.request_body import Unacceptable, judge_head, read_body
 from gateway.routes import Routes
 from gateway.token_bucket import TokenBucket
+from observability.failpoints import failpoint
 from observability.logs import log_sparingly
 from observability.metrics import Metrics
 from observability.names import LogEvent
@@ -121,10 +122,13 @@ class Intake:
 
     async def _take(self, request: web.Request, door: "_Door", span: Accepted) -> web.Response:
         body = await self._read(request, door)
+        failpoint("intake.read")
         caller = await self._authenticate(request, door, body)
+        failpoint("intake.authenticated")
         self._limit(door)
         digest = self._digest(b"body", body)
         minimized = self._minimize(door, body, digest)
+        failpoint("intake.minimized")
         identity = self._identities.next()
         with span.produce(identity, minimized.type) as traceparent:
             event = self._event(identity, door.source.name, minimized, traceparent)
@@ -133,6 +137,7 @@ class Intake:
             answer = await self._store(
                 Arrival(event=event, data=minimized.document, same=same, digest=digest, debts=debts)
             )
+        failpoint("intake.before_answer")
         self._refusals.dropped(door.source.name, minimized.policy, minimized.dropped)
         if isinstance(answer, Seen):
             if caller.signed_id is not None and answer.digest not in {digest, None}:

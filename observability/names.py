@@ -85,6 +85,7 @@ class LogEvent(StrEnum):
     SERVE_STOPPED = "serve.stopped"
     WORKER_STARTED = "worker.started"
     WORKER_DIED = "worker.died"
+    FAILPOINTS_ARMED = "failpoints.armed"  # this program will fail on purpose
 
     CONFIG_RELOADED = "config.reloaded"
     CONFIG_REFUSED = "config.refused"

@@ -16,6 +16,7 @@ import asyncpg
 import structlog
 from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_delay, wait_random_exponential
 
+from observability.failpoints import failpoint
 from observability.names import LogEvent
 
 SCHEMA = "sluicegate"
@@ -492,6 +493,7 @@ async def apply(session: Session, migration: Migration) -> None:
                     migration.runs_from,
                 )
                 await session.execute(migration.sql)
+                failpoint("migrations.before_commit")
                 await session.execute(
                     "UPDATE migrations SET finished_at = clock_timestamp() WHERE number = $1", migration.number
                 )

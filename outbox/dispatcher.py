@@ -23,6 +23,7 @@ from uuid import UUID
 
 import structlog
 
+from observability.failpoints import failpoint
 from observability.metrics import Metrics
 from observability.names import LogEvent, SpanName
 from observability.tracing import Tracing
@@ -150,6 +151,7 @@ class Dispatcher:
         with suppress(TimeoutError):  # a connector that does not let itself be cut off is left behind
             async with asyncio.timeout(5):
                 await end(*self._attempts)
+        failpoint("dispatch.before_give_back")
         with suppress(Unavailable):
             await self._outbox.give_back([own.lane for own in self._lanes.values() if own.lane.number not in cut_off])
             await self._outbox.notify(WAKE, "")
@@ -221,6 +223,7 @@ class Dispatcher:
                 away = False
 
     async def _beat_once(self) -> None:
+        failpoint("dispatch.beat")
         asked = time.monotonic()
         living = await self._outbox.beat(self._number, self._lease, leaving=self._stopping)
         if living is None:  # it slept so long that it was struck off
@@ -257,7 +260,10 @@ class Dispatcher:
                 own.leaving = True
                 own.empty()
         if len(staying) < share and not self._stopping:
-            self._take_over(await self._outbox.lease(self._number, list(targets), share - len(staying)))
+            failpoint("dispatch.before_lease")
+            lanes = await self._outbox.lease(self._number, list(targets), share - len(staying))
+            failpoint("dispatch.leased")
+            self._take_over(lanes)
 
     def _take_over(self, lanes: Sequence[Lane]) -> None:
         for lane in lanes:
@@ -370,6 +376,7 @@ class Dispatcher:
         if not readings:
             return False
         rows = await self._outbox.read([reading for _, reading in readings.values()])
+        failpoint("dispatch.read")
         by_lane: dict[int, list[Taken]] = {number: [] for number in readings}
         for row in rows:
             by_lane[row.lane].append(row)
@@ -499,10 +506,12 @@ class Dispatcher:
         """
         try:
             async with asyncio.timeout((target.timeout + GRACE).total_seconds()):
+                failpoint("dispatch.before_attempt")
                 found = await target.connector.lookup(delivery) if delivery.attempt > 1 else None
                 outcome = sound(found or await target.connector.deliver(delivery))
                 if isinstance(outcome, Unknown) and (found := await target.connector.lookup(delivery)):
                     outcome = sound(found)
+                failpoint("dispatch.answered")
             return outcome, self._decide(target, taken, delivery, outcome)
         except TimeoutError:
             outcome = Unknown("no end of the attempt in time")
@@ -592,7 +601,9 @@ class Dispatcher:
         On an error that is in what is written, one by one: only the guilty one is put off, and its stack is told.
         """
         try:
+            failpoint("dispatch.before_settle")
             settled = await self._outbox.settle(batch)
+            failpoint("dispatch.settled")
         except Unavailable:
             raise
         except Exception:

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
 
+from observability.failpoints import failpoint
 from outbox.database import Unavailable
 from outbox.store import Arrival, Buckets, Outbox, Seen, Stored
 
@@ -84,6 +85,7 @@ class IntakeBatch:
     async def _store(self, batch: list[Waiting]) -> None:
         """On an error that is in what is stored, one by one: only the guilty one fails."""
         try:
+            failpoint("intake.before_commit")
             answers = await self._outbox.add([w.arrival for w in batch], self._buckets())
         except Unavailable:
             raise
@@ -93,6 +95,7 @@ class IntakeBatch:
             for waiting in batch:
                 await self._write_down([waiting])
             return
+        failpoint("intake.committed")
         due: dict[int, datetime] = {}
         for waiting, answer in zip(batch, answers, strict=True):
             if not waiting.answer.done():  # its request may have gone away meanwhile
@@ -100,6 +103,7 @@ class IntakeBatch:
             if isinstance(answer, Stored) and answer.due_at is not None:
                 for debt in waiting.arrival.debts:
                     due[debt.lane] = min(due.get(debt.lane, answer.due_at), answer.due_at)
+        failpoint("intake.before_wake")
         if due:
             self._wake(due)
 

@@ -14,6 +14,7 @@ from random import random
 
 import asyncpg
 
+from observability.failpoints import failpoint
 from outbox.database import Database, Unavailable
 from outbox.store import Buckets
 
@@ -114,6 +115,7 @@ class Partitions:
         return sorted(partitions, key=lambda p: p.begins)
 
     async def _make(self, table: str, partition: Partition) -> None:
+        failpoint("partitions.before_make")
         lower, upper = _bounds(table, partition)
         column = "bucket" if table == "dedup" else "id" if table == "events" else "event_id"
         await self._patiently(
@@ -130,9 +132,11 @@ class Partitions:
 
     async def drop(self, table: str, partition: Partition) -> None:
         """From wherever it was left off; a detach that had to wait is pending, and can only be finalized."""
+        failpoint("partitions.before_drop")
         if not partition.leaving:
             await self._patiently(f"ALTER TABLE {table} DETACH PARTITION {partition.name} CONCURRENTLY", GONE)
         await self._patiently(f"ALTER TABLE {table} DETACH PARTITION {partition.name} FINALIZE", GONE)
+        failpoint("partitions.detached")
         await self._patiently(f"DROP TABLE IF EXISTS {partition.name}")
 
     async def drop_old_buckets(self, now: datetime) -> list[str]:

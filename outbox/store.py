@@ -15,6 +15,7 @@ from uuid import UUID
 import msgspec
 from asyncpg import Record
 
+from observability.failpoints import failpoint
 from outbox.database import Database
 from outbox.event import Delivery, Event
 from outbox.retry import Verdict
@@ -653,6 +654,7 @@ class Outbox:
             taken.event_id,
             taken.lane,
         )
+        failpoint("dispatch.suspected")
         return kills
 
     async def clear(self, taken: Taken) -> None:

@@ -8,6 +8,7 @@ from random import uniform
 
 import structlog
 
+from observability.failpoints import failpoint
 from observability.metrics import Metrics
 from observability.names import LogEvent
 from outbox.database import Unavailable
@@ -50,6 +51,7 @@ class Upkeep:
         """Once, now."""
         self._metrics.task_runs.labels(task.name).inc()
         try:
+            failpoint("upkeep.before_task")
             await task.run()
         except Unavailable:
             self._metrics.task_failures.labels(task.name).inc()

@@ -8,6 +8,7 @@ import asyncio
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime, timedelta
 
+from observability.failpoints import failpoint
 from outbox.database import Unavailable
 from outbox.store import WAKE, Outbox
 
@@ -44,6 +45,7 @@ class Waker:
                 for lane in told:
                     del self._elsewhere[lane]
                 try:
+                    failpoint("wake.before_notify")
                     await self._outbox.notify(WAKE, payload_of(told))
                 except Unavailable:
                     return  # whoever owns the lanes polls
