@@ -2,7 +2,7 @@
 #
 #   make run     the gateway on a Postgres of its own, with partners on this machine, and something happening
 #   make test    everything: style, types, the direction of imports, and the tests on a real Postgres
-#   make bench   the figures, each as a ratio to a limit taken in the same run
+#   make bench   the figures, each as a ratio to a limit taken in the same run (ALL=1 ONLY=name ROUNDS=n DOCS=1)
 
 PYTHON ?= $(shell for p in python3.14 python3.13 python3.12 python3.11 python3 python; do \
 	command -v $$p >/dev/null 2>&1 && $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && command -v $$p && break; done)
@@ -34,7 +34,7 @@ types: .venv/ready
 	$(BIN)/mypy
 
 bench: .venv/ready
-	$(BIN)/python -m benchmarks $(if $(ONLY),--only $(ONLY)) $(if $(ALL),--all)
+	$(BIN)/python -m benchmarks $(if $(ONLY),--only '$(ONLY)') $(if $(ALL),--all) $(if $(ROUNDS),--rounds $(ROUNDS)) $(if $(DOCS),--docs)
 
 build: .venv/ready
 	$(UV) build --quiet --wheel --out-dir dist

@@ -1,0 +1,5 @@
+"""Deliveries, from the read to the settle."""
+
+from benchmarks.rows import Row
+
+ROWS: tuple[Row, ...] = ()
