@@ -14,7 +14,7 @@ import os
 import re
 import socket
 import time
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
@@ -225,7 +225,7 @@ class Dispatcher:
     async def _beat_once(self) -> None:
         failpoint("dispatch.beat")
         asked = time.monotonic()
-        living = await self._outbox.beat(self._number, self._lease, leaving=self._stopping)
+        living = await self._outbox.beat(self._number, self._lease, leaving=self._stopping, knows=self._targets)
         if living is None:  # it slept so long that it was struck off
             await self._introduce()
             self._lose(lane.lane for lane in list(self._lanes.values()))
@@ -248,20 +248,32 @@ class Dispatcher:
             self._gates[number].scale(owned / target.lanes)
         self._metrics.lanes_owned.set(len(self._lanes))
 
-    async def _share(self, living: list[int]) -> None:
-        """As many lanes as the others: all of them over those who live, the rest by rank."""
-        targets = self._targets
-        total = sum(target.lanes for target in targets.values())
-        rank = living.index(self._number) if self._number in living else 0
-        share = total // len(living) + (rank < total % len(living))
-        staying = [own for own in self._lanes.values() if not own.leaving and own.lane.destination in targets]
+    async def _share(self, living: Mapping[int, Collection[int]]) -> None:
+        """As many lanes as the others: all of them over those who live and know their destination, the rest by rank.
+
+        Configurations may differ for a while.  Destinations that the same ones know are shared among these, so that
+        nobody leaves lanes to a dispatcher that could not deliver from them.
+        """
+        together: dict[tuple[int, ...], list[Target]] = {}
+        for number, target in self._targets.items():
+            who = {other for other, known in living.items() if number in known} | {self._number}
+            together.setdefault(tuple(sorted(who)), []).append(target)
         for own in self._lanes.values():
-            if own.lane.destination not in targets or own in staying[share:]:
-                own.leaving = True
-                own.empty()
+            if own.lane.destination not in self._targets:
+                self._leave(own)
+        for knowing, targets in together.items():
+            await self._share_among(knowing, targets)
+
+    async def _share_among(self, knowing: Sequence[int], targets: Sequence[Target]) -> None:
+        destinations = [target.number for target in targets]
+        total = sum(target.lanes for target in targets)
+        share = total // len(knowing) + (knowing.index(self._number) < total % len(knowing))
+        staying = [own for own in self._lanes.values() if not own.leaving and own.lane.destination in destinations]
+        for own in staying[share:]:
+            self._leave(own)
         if len(staying) < share and not self._stopping:
             failpoint("dispatch.before_lease")
-            lanes = await self._outbox.lease(self._number, list(targets), share - len(staying))
+            lanes = await self._outbox.lease(self._number, destinations, share - len(staying))
             failpoint("dispatch.leased")
             self._take_over(lanes)
 

@@ -5,7 +5,7 @@ Each is one statement in autocommit, so that a program that stalls never holds a
 Locks are taken in the order lanes, pending, the rest.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import IntEnum
@@ -344,8 +344,12 @@ class Outbox:
         )
         return number
 
-    async def beat(self, dispatcher: int, lease: timedelta, *, leaving: bool = False) -> list[int] | None:
-        """Renew the lease; the dispatchers that live and stay, in order.  None: ours was struck off, register again.
+    async def beat(
+        self, dispatcher: int, lease: timedelta, *, leaving: bool = False, knows: Collection[int] = ()
+    ) -> dict[int, frozenset[int]] | None:
+        """Renew the lease, and say which destinations this one `knows`; those that live and stay, with what they know.
+
+        None: ours was struck off, register again.
 
         One lives whose lease runs and whose process still holds its advisory lock: one that was killed is known
         at once, and the lease is for the one that hangs.  One that is leaving keeps its lanes until it gives them
@@ -355,24 +359,24 @@ class Outbox:
             """
             WITH mine AS (
                 UPDATE dispatchers
-                   SET lease_until = clock_timestamp() + $2, leaving = $3
+                   SET lease_until = clock_timestamp() + $2, leaving = $3, destinations = $4
                  WHERE id = $1
-                RETURNING id
+                RETURNING id, destinations
             ), struck AS (
                 DELETE FROM dispatchers
                  WHERE lease_until < clock_timestamp() - interval '1 minute'
                    AND id <> $1
             )
-            SELECT id FROM mine
-             UNION
-            SELECT id FROM living_dispatchers WHERE NOT leaving AND EXISTS (SELECT FROM mine)
-             ORDER BY id
+            SELECT id, destinations FROM mine
+             UNION ALL
+            SELECT id, destinations FROM living_dispatchers WHERE NOT leaving AND id <> $1 AND EXISTS (SELECT FROM mine)
             """,
             dispatcher,
             lease,
             leaving,
+            sorted(knows),
         )
-        return [row["id"] for row in rows] or None
+        return {row["id"]: frozenset(row["destinations"]) for row in rows} or None
 
     async def lease(self, dispatcher: int, destinations: Sequence[int], most: int) -> list[Lane]:
         """Take over lanes that nobody owns who lives, `most` of them; each gets a new epoch."""

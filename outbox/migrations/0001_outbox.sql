@@ -27,7 +27,8 @@ CREATE TABLE dispatchers (
     name        text        NOT NULL,  -- host:pid, for people
     started_at  timestamptz NOT NULL DEFAULT clock_timestamp(),
     lease_until timestamptz NOT NULL,
-    leaving     boolean     NOT NULL DEFAULT false  -- it takes no more lanes, and gives back those that it has
+    leaving     boolean     NOT NULL DEFAULT false, -- it takes no more lanes, and gives back those that it has
+    destinations smallint[] NOT NULL DEFAULT '{}'   -- those that its configuration has: lanes are shared among who knows them
 ) WITH (fillfactor = 50);
 
 -- A lane is a shard of a destination and has one owner at a time; the epoch fences the owner before.
@@ -44,7 +45,7 @@ CREATE TABLE lanes (
 
 -- A dispatcher lives while its lease runs and its process holds its advisory lock (class 20928, outbox.store.ALIVE).
 CREATE VIEW living_dispatchers AS
-SELECT d.id, d.leaving
+SELECT d.id, d.leaving, d.destinations
   FROM dispatchers AS d
  WHERE d.lease_until > clock_timestamp()
    AND EXISTS (SELECT

@@ -1,0 +1,80 @@
+"""What a fleet whose processes do not agree promises, on a real Postgres: no lane waits for somebody who cannot serve it."""
+
+from collections.abc import AsyncIterator
+
+import pytest_asyncio
+
+from tests.house import House, Partner, house_on, until
+
+
+@pytest_asyncio.fixture
+async def house(dsn: str) -> AsyncIterator[House]:
+    async with house_on(dsn) as house:
+        yield house
+
+
+async def owners(house: House, name: str) -> dict[int | None, int]:
+    """How many lanes of a destination each dispatcher owns; None: nobody."""
+    rows = await house.intake.fetch(
+        "SELECT owner, count(*) AS n FROM lanes WHERE destination = $1 GROUP BY owner", house.destinations[name].id
+    )
+    return {row["owner"]: row["n"] for row in rows}
+
+
+async def test_a_destination_that_only_some_know_is_served_by_these_alone(house: House) -> None:
+    """In the middle of a deploy: one has the new file, which adds a destination, and one the old, which it drops."""
+    for name, shards in (("both", 4), ("new", 16), ("old", 4)):
+        await house.destination(name, shards)
+    before, after = Partner(), Partner()
+    old = [house.target("both", before), house.target("old", before)]
+    new = [house.target("both", after), house.target("new", after)]
+    async with house.dispatching(*old) as first, house.dispatching(*new) as second:
+        await until(lambda: _owns(house, "new", {second._number: 16}))
+        await until(lambda: _owns(house, "old", {first._number: 4}))
+        await until(lambda: _owns(house, "both", {first._number: 2, second._number: 2}))
+        for _ in range(40):
+            await house.accept("new", "old", "both")
+        await house.drained()
+    assert {d.destination for d in before.asked} == {"old", "both"}
+    assert {d.destination for d in after.asked} == {"new", "both"}
+    assert len(before.asked) + len(after.asked) == 120
+
+
+async def test_a_new_destination_is_shared_as_soon_as_the_others_know_it(house: House) -> None:
+    await house.destination("both", 2)
+    await house.destination("new", 16)
+    partner = Partner()
+    both, new = house.target("both", partner), house.target("new", partner)
+    async with house.dispatching(both) as first, house.dispatching(both, new) as second:
+        await until(lambda: _owns(house, "new", {second._number: 16}))
+        first.retarget([both, new])
+        await until(lambda: _own_as_many(house, first._number, second._number))
+
+
+async def test_lanes_of_a_destination_that_nobody_knows_belong_to_nobody(house: House) -> None:
+    await house.destination("stays")
+    await house.destination("goes", 4)
+    partner = Partner()
+    stays, goes = house.target("stays", partner), house.target("goes", partner)
+    async with house.dispatching(stays, goes) as first, house.dispatching(stays, goes) as second:
+        await until(lambda: _owns(house, "goes", {first._number: 2, second._number: 2}))
+        for dispatcher in (first, second):
+            dispatcher.retarget([stays])
+        await until(lambda: _owns(house, "goes", {None: 4}))
+        await house.accept("goes")
+        await house.accept("stays")
+        await until(lambda: len(partner.asked) == 1)
+        await until(lambda: _owe(house, 1))
+
+
+async def _owns(house: House, name: str, wanted: dict[int | None, int]) -> bool:
+    return await owners(house, name) == wanted
+
+
+async def _own_as_many(house: House, first: int, second: int) -> bool:
+    new, both = await owners(house, "new"), await owners(house, "both")
+    return new.get(first, 0) + both.get(first, 0) == new.get(second, 0) + both.get(second, 0) == 9
+
+
+async def _owe(house: House, count: int) -> bool:
+    return await house.count("pending") == count
