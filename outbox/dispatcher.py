@@ -277,6 +277,10 @@ class Dispatcher:
             failpoint("dispatch.leased")
             self._take_over(lanes)
 
+    def _leave(self, own: OwnedLane) -> None:
+        own.leaving = True
+        own.empty()
+
     def _take_over(self, lanes: Sequence[Lane]) -> None:
         for lane in lanes:
             target = self._targets.get(lane.destination)  # None: a reload came in between; it is given back
