@@ -1,26 +1,111 @@
-"""Durable intake over HTTP: HMAC, policy, dedup, routes, one transaction; beside a bare aiohttp that reads and answers 202.
+"""Durable intake over HTTP: HMAC, policy, dedup, routes, one delivery, one transaction; beside a bare aiohttp that answers 202.
 
-A process of its own posts over kept connections; the two servers take turns in every round.
+The program, the bare server and the load generator are processes of their own.  In each round both servers are posted
+the same bytes, in turns, and at the end each 202 has its row.
 """
 
 import asyncio
-import base64
-import hashlib
-import hmac
-import json
-import multiprocessing
 import os
-import time
-import uuid
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from statistics import median
 
-from aiohttp import web
+import asyncpg
 
-from benchmarks.rows import Figure, Ground, Row, at_least
-from tests.serving import ENVIRON, order, serving
+from benchmarks.load import Generator, Posted, generator
+from benchmarks.rows import Figure, Ground, NotRun, Row, Unbalanced, at_least, at_most
+from tests.program import Program, ended_with
+from tests.serving import CONFIGURATION, ENVIRON
 
-SECONDS = 3.0
+WARM_UP = 1_000
+CORES_FOR_WORKERS = 4  # two workers, Postgres and the load
+
+
+async def accepted_per_second(ground: Ground, connections: int) -> Figure:
+    taken = await beside_bare(ground, connections)
+    p99 = median(ours.p99 / bare.p99 for bare, ours in taken)
+    return Figure(
+        [ours.per_second for _, ours in taken], [bare.per_second for bare, _ in taken], note=f"p99 {p99:.1f} ×"
+    )
+
+
+async def slowest_hundredth(ground: Ground, connections: int) -> Figure:
+    taken = await beside_bare(ground, connections)
+    return Figure([ours.p99 * 1000 for _, ours in taken], [bare.p99 * 1000 for bare, _ in taken])
+
+
+async def two_workers(ground: Ground) -> Figure:
+    """Beside one worker, in turns."""
+    if (cores := os.cpu_count() or 1) < CORES_FOR_WORKERS:
+        raise NotRun(f"two workers, Postgres and the load want {CORES_FOR_WORKERS} cores, and here are {cores}")
+    with generator() as load, program(ground, "one") as one, program(ground, "two", workers=2) as two:
+        taken = await asyncio.to_thread(alternately, load, one.port, two.port, 64, ground.rounds, same=False)
+        await reconcile(ground.dsn, 2 * WARM_UP + sum(alone.requests + both.requests for alone, both in taken))
+    return Figure([both.per_second for _, both in taken], [alone.per_second for alone, _ in taken])
+
+
+async def beside_bare(ground: Ground, connections: int) -> list[tuple[Posted, Posted]]:
+    with generator() as load, bare() as limit, program(ground, "serve") as ours:
+        taken = await asyncio.to_thread(alternately, load, limit, ours.port, connections, ground.rounds)
+        await reconcile(ground.dsn, WARM_UP + sum(mine.requests for _, mine in taken))
+    return taken
+
+
+@contextmanager
+def bare() -> Iterator[int]:
+    """The port of a bare server."""
+    command = [sys.executable, "-m", "benchmarks.bare"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout
+        yield int(process.stdout.readline())
+        process.terminate()
+
+
+@contextmanager
+def program(ground: Ground, name: str, *, workers: int = 1) -> Iterator[Program]:
+    """`sluicegate serve` as a gateway alone, as its users start it; one destination, not in order, is owed each event."""
+    text = CONFIGURATION.format(dsn="env:DSN", partner="http://127.0.0.1:9", more="").replace(", order: subject", "")
+    folder = Path(ground.folder) / name
+    folder.mkdir()
+    made = Program(
+        folder, text.replace("127.0.0.1:0", "127.0.0.1:PORT"), "--role", "gateway", "--workers", str(workers),
+        environ={**ENVIRON, "DSN": ground.dsn},
+    )  # fmt: skip
+    with ended_with(made):
+        made.start().ready()
+        yield made
+
+
+def alternately(
+    load: Generator, limit: int, ours: int, connections: int, rounds: int, *, same: bool = True
+) -> list[tuple[Posted, Posted]]:
+    """Round for round, who is first changing, the `same` bytes to both."""
+
+    def post(order: tuple[int, int], requests: int) -> tuple[Posted, Posted]:
+        posted = {
+            port: load.post(port, connections=connections, requests=requests, fresh=port == order[0] or not same)
+            for port in order
+        }
+        return posted[limit], posted[ours]
+
+    post((limit, ours), WARM_UP)
+    requests = 8_000 if connections >= 64 else 4_000
+    return [post((limit, ours) if number % 2 else (ours, limit), requests) for number in range(rounds)]
+
+
+async def reconcile(dsn: str, accepted: int) -> None:
+    """Each 202 is an event, and its delivery waits."""
+    connection = await asyncpg.connect(dsn)
+    try:
+        events = await connection.fetchval("SELECT count(*) FROM sluicegate.events")
+        waiting = await connection.fetchval("SELECT count(*) FROM sluicegate.pending")
+    finally:
+        await connection.close()
+    if not events == waiting == accepted:
+        raise Unbalanced(f"{accepted} answered by 202, {events} stored, {waiting} waiting")
 
 
 def row(connections: int, goal: float) -> Row:
@@ -30,77 +115,32 @@ def row(connections: int, goal: float) -> Row:
         unit="/s",
         limit="bare aiohttp 202",
         goals=(at_least(goal),),
-        seconds=50,
-        take=lambda ground: take(ground, connections),
+        seconds=25,
+        take=lambda ground: accepted_per_second(ground, connections),
     )
 
 
-async def take(ground: Ground, connections: int) -> Figure:
-    values, limits = [], []
-    bare = web.Application()
-    bare.router.add_post("/hooks/odoo", _bare)
-    runner = web.AppRunner(bare, access_log=None)
-    await runner.setup()
-    await web.TCPSite(runner, "127.0.0.1", 0).start()
-    with TemporaryDirectory() as folder:
-        async with serving(Path(folder), ground.dsn, "http://127.0.0.1:9") as program:
-            ours = program.service.port
-            assert ours
-            for _ in range(ground.rounds):
-                limits.append(await _load(runner.addresses[0][1], connections))
-                values.append(await _load(ours, connections))
-    await runner.cleanup()
-    return Figure(values, limits)
-
-
-async def _bare(request: web.Request) -> web.Response:
-    await request.read()
-    return web.Response(status=202)
-
-
-async def _load(port: int, connections: int) -> float:
-    """Accepted a second."""
-    context = multiprocessing.get_context("spawn")
-    answers = context.Queue()
-    sender = context.Process(target=_send, args=(port, connections, answers))
-    sender.start()
-    done = await asyncio.to_thread(answers.get)
-    await asyncio.to_thread(sender.join)
-    return float(done) / SECONDS
-
-
-def _send(port: int, connections: int, answers: "multiprocessing.Queue[int]") -> None:
-    answers.put(asyncio.run(_post_for_a_while(port, connections)))
-
-
-async def _post_for_a_while(port: int, connections: int) -> int:
-    end = time.monotonic() + SECONDS
-    return sum(await asyncio.gather(*(_one(port, end) for _ in range(connections))))
-
-
-async def _one(port: int, end: float) -> int:
-    """One kept connection, raw: a client library would cost more than the server."""
-    reader, writer = await asyncio.open_connection("127.0.0.1", port)
-    key = base64.b64decode(ENVIRON["SHOP_SECRET"].removeprefix("whsec_"))
-    accepted = 0
-    while time.monotonic() < end:
-        body = json.dumps(order(id=int(uuid.uuid4().int % 10**9) + 1, amount_total=1)).encode()
-        message, at = os.urandom(12).hex(), int(time.time())
-        mac = base64.b64encode(hmac.new(key, f"{message}.{at}.".encode() + body, hashlib.sha256).digest()).decode()
-        head = (
-            f"POST /hooks/odoo HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n"
-            f"webhook-id: {message}\r\nwebhook-timestamp: {at}\r\nwebhook-signature: v1,{mac}\r\n\r\n"
-        )
-        writer.write(head.encode() + body)
-        answer = await reader.readuntil(b"\r\n\r\n")
-        length = int(answer.lower().partition(b"content-length:")[2].split(b"\r\n")[0] or 0)
-        if length:
-            await reader.readexactly(length)
-        if not answer.startswith(b"HTTP/1.1 202"):
-            raise RuntimeError(f"not accepted: {answer[:60]!r}")
-        accepted += 1
-    writer.close()
-    return accepted
-
-
-ROWS = (row(64, 0.5), row(8, 0.3))
+ROWS = (
+    row(8, 0.3),
+    row(64, 0.5),
+    row(256, 0.5),
+    Row(
+        name="intake-64-p99",
+        what="accepted, durable, 64 connections: the slowest hundredth waits",
+        unit="ms",
+        limit="bare aiohttp 202",
+        goals=(at_most(3),),
+        seconds=25,
+        take=lambda ground: slowest_hundredth(ground, 64),
+    ),
+    Row(
+        name="intake-workers",
+        what="accepted, durable, 64 connections, two workers",
+        unit="/s",
+        limit="one worker",
+        goals=(at_least(1.5),),
+        seconds=25,
+        may_not_run=True,
+        take=two_workers,
+    ),
+)
