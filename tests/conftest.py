@@ -1,5 +1,6 @@
 """What every test may ask for: a Postgres of its own session, and in it a fresh database with the schema in place."""
 
+import os
 from collections.abc import AsyncIterator
 from itertools import count
 from urllib.parse import urlsplit
@@ -7,9 +8,13 @@ from urllib.parse import urlsplit
 import asyncpg
 import pytest
 import pytest_asyncio
+from hypothesis import settings
 
 from outbox.database import Database, migrate
 from outbox.embedded import Embedded
+
+settings.register_profile("deep", max_examples=500, stateful_step_count=60, deadline=None, print_blob=True)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
 
 TEMPLATE = "migrated"
 numbers = count(1)
