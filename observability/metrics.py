@@ -159,6 +159,9 @@ class Metrics:
         """The text format of Prometheus, version 0.0.4."""
         return generate_latest(self._registry if self._across is None else self._across)
 
+    def of_destination(self, name: str) -> "DestinationMetrics":
+        return DestinationMetrics(self, name)
+
     def forget_destination(self, name: str) -> None:
         """For a destination that the configuration no longer has; what was counted for it stays counted."""
         for gauge in (self.in_flight, self.concurrency_limit, self.breaker_open):
@@ -186,3 +189,30 @@ class Metrics:
         self._gauges[name] = reported
         self._registry.register(reported)
         return reported
+
+
+class DestinationMetrics:
+    """What is counted with each delivery to one destination; the labelled children are found once."""
+
+    def __init__(self, metrics: Metrics, name: str) -> None:
+        self.attempt_seconds = metrics.attempt_seconds.labels(name)
+        self.delivery_seconds = metrics.delivery_seconds.labels(name)
+        self._name = name
+        self._attempts = metrics.attempts
+        self._by_outcome: dict[str, Counter] = {}
+        self._in_flight = metrics.in_flight.labels(name)
+        self._concurrency_limit = metrics.concurrency_limit.labels(name)
+        self._breaker_open = metrics.breaker_open.labels(name)
+        self._told: tuple[int, int, bool] | None = None
+
+    def attempt(self, outcome: str) -> None:
+        if (counter := self._by_outcome.get(outcome)) is None:
+            counter = self._by_outcome[outcome] = self._attempts.labels(self._name, outcome)
+        counter.inc()
+
+    def gate(self, *, in_flight: int, limit: int, paused: bool) -> None:
+        if self._told != (in_flight, limit, paused):
+            self._told = in_flight, limit, paused
+            self._in_flight.set(in_flight)
+            self._concurrency_limit.set(limit)
+            self._breaker_open.set(paused)

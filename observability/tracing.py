@@ -261,6 +261,11 @@ class Attempt:
         return UUID(self._span.trace_id)
 
     @property
+    def trace(self) -> str:
+        """Its trace's id, in hex."""
+        return self._span.trace_id
+
+    @property
     def traceparent(self) -> str:
         return self._span.traceparent
 

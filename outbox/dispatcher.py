@@ -14,27 +14,29 @@ import os
 import re
 import socket
 import time
+from collections import deque
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from random import random
-from uuid import UUID
 
 import structlog
+from msgspec.structs import replace
 
 from observability.failpoints import failpoint
-from observability.metrics import Metrics
+from observability.metrics import DestinationMetrics, Metrics
 from observability.names import LogEvent, SpanName
 from observability.tracing import Tracing
 from outbox.clock import DatabaseClock
 from outbox.database import Database, Unavailable
 from outbox.ending import end
-from outbox.event import Connector, Delivery, Outcome, OutcomeKind, Pending, Retry, Unknown, kind_of
+from outbox.event import Connector, Delivered, Delivery, Outcome, OutcomeKind, Pending, Retry, Unknown, kind_of
 from outbox.gate import BackOff, Gate, HoldForCause
 from outbox.lanes import BEGINNING, OwnedLane
+from outbox.overdue import Overdue
 from outbox.presence import Presence
-from outbox.retry import Decision, Schedule, Verdict, decide
+from outbox.retry import DELIVERED, Decision, Schedule, Verdict, decide
 from outbox.store import WAKE, Lane, Outbox, Settled, Settlement, Taken, delivery_of
 from outbox.waking import lanes_in
 
@@ -93,8 +95,11 @@ class Dispatcher:
         self._lease_ends = 0.0  # on the monotonic clock
         self._targets: Mapping[int, Target] = {}
         self._gates: dict[int, Gate] = {}
+        self._counts: dict[int, DestinationMetrics] = {}
         self._lanes: dict[int, OwnedLane] = {}
+        self._turns: dict[int, deque[OwnedLane]] = {}  # by destination: lanes that have something to deliver
         self._attempts: set[asyncio.Task[None]] = set()
+        self._overdue = Overdue()
         self._done: list[Settlement] = []
         self._timers: list[tuple[float, int]] = []  # (monotonic, lane): something may be due there
         self._failed_at = float("-inf")  # a loop, by a bug
@@ -115,13 +120,14 @@ class Dispatcher:
         self.retarget(targets)
         await self._introduce()
         await self._beat_once()
-        for loop in (self._beat, self._read, self._settle):
+        for loop in (self._beat, self._read, self._settle, self._overdue.watch):
             self._loops.append(asyncio.create_task(self._keep_at(loop)))
 
     def retarget(self, targets: Iterable[Target]) -> None:
         """From now on these; what is in flight ends as it began."""
         self._targets = {target.number: target for target in targets}
         for number, target in self._targets.items():
+            self._counts[number] = self._metrics.of_destination(target.name)
             if gate := self._gates.get(number):
                 gate.configure(most=target.concurrency, per_second=target.per_second)
             else:
@@ -442,30 +448,55 @@ class Dispatcher:
 
     def _start(self) -> None:
         """As many attempts as the gates let through; the lane that had its turn longest ago comes first."""
-        if self._stopping or self._settling_fails or not self._leased() or len(self._done) > LARGEST_SETTLE:
-            return
         now = self._clock.now()
-        lanes = sorted((own for own in self._at_work() if own.buffer), key=lambda own: own.started_at)
-        rooms = {own.lane.destination: self._gates[own.lane.destination].room(now) for own in lanes}
-        while lanes:
-            going_on = []
-            for own in lanes:
-                if not rooms[own.lane.destination] or (own.careful and own.in_flight):
-                    continue
-                rooms[own.lane.destination] -= 1
-                own.in_flight += 1
-                own.started_at = time.monotonic()
-                target, gate = self._targets[own.lane.destination], self._gates[own.lane.destination]
-                gate.started()
-                task = asyncio.create_task(self._attempt(own, own.buffer.popleft(), target, gate))
+        self._turns = {number: deque() for number in self._targets}
+        for own in sorted(self._at_work(), key=lambda own: own.started_at):
+            if own.buffer:
+                self._turns[own.lane.destination].append(own)
+        for number, turns in self._turns.items():
+            target, gate = self._targets[number], self._gates[number]
+            for _ in range(gate.room(now) if turns and self._may_start() else 0):
+                if (first := self._next(number)) is None:
+                    break
+                task = asyncio.create_task(self._work_off(first, self._begun(first, gate), target, gate))
                 self._attempts.add(task)
                 task.add_done_callback(self._attempts.discard)
-                if own.buffer:
-                    going_on.append(own)
-            lanes = going_on
+            self._counts[number].gate(in_flight=gate.in_flight, limit=gate.limit, paused=gate.paused)
 
-    async def _attempt(self, own: OwnedLane, taken: Taken, target: Target, gate: Gate) -> None:
-        """One try, from the lane to the settle; nothing that goes wrong in it is lost."""
+    def _may_start(self) -> bool:
+        """What is settled too late is done twice; what was leased too long ago is somebody else's."""
+        return not self._stopping and not self._settling_fails and self._leased() and len(self._done) <= LARGEST_SETTLE
+
+    def _next(self, destination: int) -> OwnedLane | None:
+        """The lane whose turn it is; the others of the destination come before it comes again."""
+        turns = self._turns[destination]
+        while turns:
+            own = turns.popleft()
+            ours = self._lanes.get(own.lane.number) is own and not own.leaving
+            if ours and own.buffer and not (own.careful and own.in_flight):
+                turns.append(own)
+                return own
+        return None
+
+    def _begun(self, own: OwnedLane, gate: Gate) -> Taken:
+        own.in_flight += 1
+        own.started_at = time.monotonic()
+        gate.started()
+        return own.buffer.popleft()
+
+    async def _work_off(self, own: OwnedLane, taken: Taken, target: Target, gate: Gate) -> None:
+        """An attempt, and then the next one of the destination, as long as there are some and its gate lets them through.
+
+        A task of its own for each would cost as much as all that is done around an attempt.
+        """
+        room = await self._attempt(own, taken, target, gate)
+        while room > 0 and self._may_start() and self._targets.get(target.number) is target:
+            if (following := self._next(target.number)) is None:
+                return
+            room = await self._attempt(following, self._begun(following, gate), target, gate)
+
+    async def _attempt(self, own: OwnedLane, taken: Taken, target: Target, gate: Gate) -> int:
+        """One try, from the lane to the settle; nothing that goes wrong in it is lost.  How many more may start now."""
         settlement: Settlement | None = None
         outcome: Outcome | None = None
         careful = own.careful > 0
@@ -486,10 +517,11 @@ class Dispatcher:
                 own.forget(taken)
             else:
                 self._done.append(settlement)
-            self._ended(gate, target, outcome)
+            room = self._ended(gate, target, outcome)
             if careful:  # whatever came of it, this process lives to tell
                 with suppress(Unavailable):
                     await self._outbox.clear(taken)
+        return room
 
     async def _tried(self, own: OwnedLane, taken: Taken, target: Target) -> tuple[Settlement, Outcome]:
         assert taken.event is not None
@@ -510,7 +542,7 @@ class Dispatcher:
                 failed=not isinstance(outcome, Pending) and decision.verdict != Verdict.DELIVERED,
             )
         took = timedelta(seconds=time.monotonic() - began)
-        return _settlement(own, taken, target, outcome, decision, at, took, span.trace_id), outcome
+        return _settlement(own, taken, target, outcome, decision, at, took, span.trace), outcome
 
     async def _try(self, target: Target, taken: Taken, delivery: Delivery) -> tuple[Outcome, Decision]:
         """Ask the connector, and judge what it says.
@@ -520,20 +552,25 @@ class Dispatcher:
 
         What it raises, or says that is no outcome, is a bug of ours (or its author's) and becomes a retry, with its stack.
         """
+        end = self._overdue.begin(target.timeout + GRACE)
         try:
-            async with asyncio.timeout((target.timeout + GRACE).total_seconds()):
-                failpoint("dispatch.before_attempt")
-                found = await target.connector.lookup(delivery) if delivery.attempt > 1 else None
-                outcome = sound(found or await target.connector.deliver(delivery))
-                if isinstance(outcome, Unknown) and (found := await target.connector.lookup(delivery)):
-                    outcome = sound(found)
-                failpoint("dispatch.answered")
-            return outcome, self._decide(target, taken, delivery, outcome)
-        except TimeoutError:
+            failpoint("dispatch.before_attempt")
+            found = await target.connector.lookup(delivery) if delivery.attempt > 1 else None
+            outcome = sound(found or await target.connector.deliver(delivery))
+            if isinstance(outcome, Unknown) and (found := await target.connector.lookup(delivery)):
+                outcome = sound(found)
+            failpoint("dispatch.answered")
+            if isinstance(outcome, Delivered):  # nothing is to be judged
+                return outcome, DELIVERED
+        except asyncio.CancelledError:
+            if not self._overdue.cut_off(end):
+                raise
             outcome = Unknown("no end of the attempt in time")
         except Exception as error:
             log.exception(LogEvent.DELIVERY_FAILED, event_id=delivery.event.id, destination=delivery.destination)
             outcome = Retry(f"bug: {type(error).__name__}")
+        finally:
+            self._overdue.ended(end)
         return outcome, self._decide(target, taken, delivery, outcome)
 
     def _decide(self, target: Target, taken: Taken, delivery: Delivery, outcome: Outcome) -> Decision:
@@ -548,22 +585,21 @@ class Dispatcher:
             random=random,
         )
 
-    def _ended(self, gate: Gate, target: Target, outcome: Outcome | None) -> None:
-        paused = gate.paused
-        measure = gate.ended(outcome, self._clock.now(), first_wait=target.schedule.first)
+    def _ended(self, gate: Gate, target: Target, outcome: Outcome | None) -> int:
+        """How many more may start now."""
+        paused, now = gate.paused, self._clock.now()
+        measure = gate.ended(outcome, now, first_wait=target.schedule.first)
         if gate.paused != paused:
             log.warning(LogEvent.BREAKER_OPENED if gate.paused else LogEvent.BREAKER_CLOSED, destination=target.name)
         if outcome is not None:
-            self._metrics.attempts.labels(destination=target.name, outcome=kind_of(outcome).word).inc()
-        self._metrics.in_flight.labels(destination=target.name).set(gate.in_flight)
-        self._metrics.concurrency_limit.labels(destination=target.name).set(gate.limit)
-        self._metrics.breaker_open.labels(destination=target.name).set(gate.paused)
+            self._counts[target.number].attempt(kind_of(outcome).word)
         if measure is not None:
             task = asyncio.create_task(self._tell_others(target, measure))
             self._attempts.add(task)
             task.add_done_callback(self._attempts.discard)
         self._to_settle.set()
         self._work.set()
+        return gate.room(now)
 
     async def _tell_others(self, target: Target, measure: BackOff | HoldForCause) -> None:
         """Whoever owns the destination's lanes next treats it as we do.  It is a courtesy: our own gate knows already."""
@@ -604,8 +640,7 @@ class Dispatcher:
             for settlement, again in settled:
                 self._forget_about(settlement, again)
             self._work.set()
-            for settlement, again in settled:
-                self._tell(settlement, again)
+            self._tell(settled)
             if left:
                 await asyncio.sleep(0.05)  # a lane that somebody holds: not at once again
 
@@ -646,24 +681,25 @@ class Dispatcher:
             if again is not None:
                 self._at(again, own.lane.number)
 
-    def _tell(self, settlement: Settlement, again: datetime | None) -> None:
-        taken, name = settlement.taken, self._name(settlement.destination)
-        self._metrics.attempt_seconds.labels(destination=name).observe(settlement.took.total_seconds())
-        facts = {"event_id": taken.event_id, "destination": name, "attempt": taken.attempts + 1}
-        match settlement.verdict:
-            case Verdict.DELIVERED:
-                self._metrics.delivery_seconds.labels(destination=name).observe(
-                    (self._clock.now() - taken.owed_since).total_seconds()
-                )
-                log.debug(LogEvent.DELIVERY_SETTLED, outcome="delivered", **facts)
-            case Verdict.LATER:
-                assert again is not None
-                due_in = round((again - self._clock.now()).total_seconds(), 1)
-                log.info(LogEvent.DELIVERY_SETTLED, outcome="retry", reason=settlement.reason, due_in=due_in, **facts)
-            case Verdict.DEAD:
-                log.warning(LogEvent.DELIVERY_DEAD, cause=settlement.cause, **facts)
-                created = taken.event.traceparent if taken.event else None
-                self._tracing.note(SpanName.DEAD_LETTER, created, taken.event_id, {})
+    def _tell(self, settled: Sequence[tuple[Settlement, datetime | None]]) -> None:
+        now, bound = self._clock.now(), log.bind()  # once: it costs more than what is said with it
+        for settlement, again in settled:
+            taken, name = settlement.taken, self._name(settlement.destination)
+            counts = self._counts[settlement.destination]
+            counts.attempt_seconds.observe(settlement.took.total_seconds())
+            facts = {"event_id": taken.event_id, "destination": name, "attempt": taken.attempts + 1}
+            match settlement.verdict:
+                case Verdict.DELIVERED:
+                    counts.delivery_seconds.observe((now - taken.owed_since).total_seconds())
+                    bound.debug(LogEvent.DELIVERY_SETTLED, outcome="delivered", **facts)
+                case Verdict.LATER:
+                    assert again is not None
+                    due_in, reason = round((again - now).total_seconds(), 1), settlement.reason
+                    bound.info(LogEvent.DELIVERY_SETTLED, outcome="retry", reason=reason, due_in=due_in, **facts)
+                case Verdict.DEAD:
+                    bound.warning(LogEvent.DELIVERY_DEAD, cause=settlement.cause, **facts)
+                    created = taken.event.traceparent if taken.event else None
+                    self._tracing.note(SpanName.DEAD_LETTER, created, taken.event_id, {})
 
     async def _again(self, unsettled: list[Settlement], settled: Settled) -> list[Settlement]:
         """What could not be settled: fenced is forgotten, moved is looked for, skipped is tried again."""
@@ -697,7 +733,7 @@ def _settlement(
     decision: Decision,
     at: datetime,
     took: timedelta,
-    trace: UUID | None,
+    trace: str | None,
 ) -> Settlement:
     return Settlement(
         lane=own.lane.number,

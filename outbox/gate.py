@@ -99,6 +99,8 @@ class Gate:
 
     def opens_at(self, now: datetime) -> datetime | None:
         """None: it is open.  A hold opens at its end, at the latest."""
+        if self._not_before is None and self._standing is None:
+            return None
         told = self._standing or OPEN
         until = _latest(self._not_before, told.not_before, told.held_until, now)
         return until if until > now else None

@@ -38,6 +38,9 @@ class Decision:
     spared: bool = False  # this try does not count towards back-off
 
 
+DELIVERED = Decision(verdict=Verdict.DELIVERED)
+
+
 def decide(
     outcome: Outcome,
     *,
@@ -58,7 +61,7 @@ def decide(
     """
     match outcome:
         case Delivered() | Duplicate():
-            return Decision(verdict=Verdict.DELIVERED)
+            return DELIVERED
         case Refused():
             return Decision(verdict=Verdict.DEAD)
         case Pending(until=until):

@@ -131,9 +131,11 @@ class Reading:
     closed: tuple[int, ...] = ()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Taken:
-    """A delivery as it was read, and where from."""
+class Taken(msgspec.Struct, frozen=True, kw_only=True):
+    """A delivery as it was read, and where from.
+
+    A struct, as is `Settlement`: made in a tenth of the time of a frozen dataclass, once a delivery.
+    """
 
     lane: int
     place: tuple[int, int]  # the row's ctid
@@ -148,8 +150,7 @@ class Taken:
     spared: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Settlement:
+class Settlement(msgspec.Struct, frozen=True, kw_only=True):
     """What came of one attempt, to be written."""
 
     lane: int
@@ -165,7 +166,7 @@ class Settlement:
     receipt: str | None
     at: datetime
     took: timedelta
-    trace: UUID | None
+    trace: str | None  # its trace's id, in hex
     cause: str | None  # of a dead letter
 
 
@@ -442,7 +443,8 @@ class Outbox:
                   FROM unnest($1::int[], $2::timestamptz[], $3::uuid[], $4::int[], $5::text[])
                     AS w (lane, due_at, event_id, room, closed)
             )
-            SELECT p.*, e.*
+            SELECT p.*, e.id, e.source, e.type, e.subject, e.facility, e.time, e.data, e.policy, e.policy_version,
+                   e.received_at, e.traceparent
               FROM wanted
              CROSS JOIN LATERAL (
                    SELECT p.ctid AS place, p.lane, p.event_id, p.due_at, p.owed_since, p.key, p.not_before, p.give_up,
@@ -469,7 +471,8 @@ class Outbox:
         """The first in the queue of each (lane, key)."""
         rows = await self._dispatch.fetch(
             """
-            SELECT p.*, e.*
+            SELECT p.*, e.id, e.source, e.type, e.subject, e.facility, e.time, e.data, e.policy, e.policy_version,
+                   e.received_at, e.traceparent
               FROM unnest($1::int[], $2::bigint[]) AS wanted (lane, key)
              CROSS JOIN LATERAL (
                    SELECT p.ctid AS place, p.lane, p.event_id, p.due_at, p.owed_since, p.key, p.not_before, p.give_up,
@@ -532,9 +535,9 @@ class Outbox:
             WITH given AS MATERIALIZED (
                 SELECT *
                   FROM unnest($1::int[], $2::bigint[], $3::tid[], $4::uuid[], $5::int[],
-                              $6::smallint[], $7::smallint[], $8::interval[], $9::int[],
+                              $6::smallint[], $7::smallint[], $8::float8[], $9::int[],
                               $10::smallint[], $11::smallint[], $12::text[], $13::text[],
-                              $14::timestamptz[], $15::int[], $16::uuid[], $17::text[])
+                              $14::float8[], $15::int[], $16::uuid[], $17::text[])
                   WITH ORDINALITY
                     AS g (lane, epoch, place, event_id, attempts,
                           destination, verdict, delay, spare,
@@ -560,8 +563,8 @@ class Outbox:
                 UPDATE pending AS p
                    SET attempts = p.attempts + 1,
                        spared = p.spared + ours.spare,
-                       due_at = CASE WHEN p.key IS NULL THEN clock_timestamp() + ours.delay ELSE p.due_at END,
-                       not_before = CASE WHEN p.key IS NULL THEN NULL ELSE clock_timestamp() + ours.delay END
+                       due_at = CASE WHEN p.key IS NULL THEN clock_timestamp() + make_interval(secs => ours.delay) ELSE p.due_at END,
+                       not_before = CASE WHEN p.key IS NULL THEN NULL ELSE clock_timestamp() + make_interval(secs => ours.delay) END
                   FROM ours
                  WHERE p.ctid = ours.place
                    AND (p.event_id, p.lane, p.attempts) = (ours.event_id, ours.lane, ours.attempts)
@@ -573,13 +576,13 @@ class Outbox:
                 SELECT * FROM later
             ), told AS (
                 INSERT INTO attempts (event_id, destination, number, at, outcome, status, took_ms, trace_id, reason, receipt)
-                SELECT event_id, destination, attempts + 1, at, outcome, status, took_ms, trace_id, reason, receipt
+                SELECT event_id, destination, attempts + 1, to_timestamp(at), outcome, status, took_ms, trace_id, reason, receipt
                   FROM settled
                  WHERE NOT carried
                     ON CONFLICT DO NOTHING
             ), told_of_carried AS (
                 INSERT INTO carried_attempts (event_id, destination, number, at, outcome, status, took_ms, trace_id, reason, receipt)
-                SELECT event_id, destination, attempts + 1, at, outcome, status, took_ms, trace_id, reason, receipt
+                SELECT event_id, destination, attempts + 1, to_timestamp(at), outcome, status, took_ms, trace_id, reason, receipt
                   FROM settled
                  WHERE carried
                     ON CONFLICT DO NOTHING
@@ -612,14 +615,14 @@ class Outbox:
             [s.taken.attempts for s in done],
             [s.destination for s in done],
             [s.verdict for s in done],
-            [s.delay for s in done],
+            [s.delay.total_seconds() for s in done],
             [int(s.spared) for s in done],
             [s.outcome for s in done],
             [s.status for s in done],
             [s.reason for s in done],
             [s.receipt for s in done],
-            [s.at for s in done],
-            [round(s.took / timedelta(milliseconds=1)) for s in done],
+            [s.at.timestamp() for s in done],
+            [round(s.took.total_seconds() * 1000) for s in done],
             [s.trace for s in done],
             [s.cause for s in done],
         )

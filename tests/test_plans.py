@@ -130,7 +130,7 @@ class Bench:
         return Settlement(
             lane=lane.number, epoch=lane.epoch, taken=taken, destination=lane.destination, verdict=verdict,
             delay=HOUR, spared=False, outcome=0, status=200, reason="r", receipt="", at=self.house.clock.now(),
-            took=HOUR, trace=uuid4(), cause="c" if verdict == Verdict.DEAD else None,
+            took=HOUR, trace=uuid4().hex, cause="c" if verdict == Verdict.DEAD else None,
         )  # fmt: skip
 
 
