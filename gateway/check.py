@@ -1,7 +1,7 @@
 """Look at everything that a configuration names, and touch nothing: the database, and every destination."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import assert_never
@@ -9,7 +9,9 @@ from typing import assert_never
 from connectors import Blocked, Connector, Delivered, Duplicate, Outcome, Pending, Refused, Retry, Unknown
 from gateway.config import Config
 from gateway.config_sections import Destination
+from gateway.destinations import dropped, owed
 from gateway.partners import Partners
+from gateway.policy_versions import PolicyVersions
 from observability.tracing import Tracing
 from outbox.database import Database, Unavailable, UnsuitableError, migrations_pending
 from outbox.embedded import EmbeddedError, running
@@ -50,29 +52,42 @@ async def _database(config: Config) -> list[Finding]:
 
 
 async def _stored(config: Config, dsn: str, how: str) -> list[Finding]:
-    """Whether the schema is this version's, and what waits in it for a destination that nobody configures any more."""
+    """Whether the schema is this version's, and whether the configuration goes with what is stored."""
     if pending := await migrations_pending(dsn):
         says = f"{how}, but {', '.join(pending)} is still to be applied; run `sluicegate migrate`"
         return [Finding(what="database", good=False, says=says)]
     database = await Database.connect(dsn, size=1, application="sluicegate check")
     try:
-        standings = await Records(database).standings()
+        standings = await Records(database, configured=lambda: config.destinations).standings()
+        changed = await PolicyVersions(database).changed(config.policies)
     finally:
         await database.close()
     return [
         Finding(what="database", good=True, says=f"{how}, migrated"),
-        *(_left_behind(each) for each in standings if each.waiting and each.name not in config.destinations),
+        *(Finding(what="policies", good=False, says=told) for told in changed),
+        *(
+            Finding(what="destinations", good=False, says=told)
+            for told in dropped(standings, named={*config.destinations, *config.gone})
+        ),
+        *_retired(config, {each.name: each for each in standings}),
     ]
 
 
-def _left_behind(standing: Standing) -> Finding:
-    waiting = (
-        "a delivery waits for it, and goes"
-        if standing.waiting == 1
-        else f"{standing.waiting:,} deliveries wait for it, and go"
-    )
-    says = f"not in the configuration, but {waiting} out only once it is put back"
-    return Finding(what=f"destination {standing.name}", good=True, doubtful=True, says=says)
+def _retired(config: Config, standings: Mapping[str, Standing]) -> Iterator[Finding]:
+    """What is still owed to destinations that are to go, and which of them can go now."""
+    for name in [*config.gone, *(each.name for each in config.destinations.values() if each.retired)]:
+        standing = standings.get(name)
+        if standing is None or not standing.waiting:
+            says = "retired, and nothing waits for it any more; delete it from the file"
+            if standing is not None and standing.dead:
+                says = (
+                    f"retired, and nothing waits for it, but its dead letters do ({standing.dead:,}); decide about them"
+                )
+        elif name in config.gone:
+            says = f"retired, and {owed(standing)}, held; reassign or discard what waits"
+        else:
+            says = f"retired, and {owed(standing)}; delete it from the file when nothing does"
+        yield Finding(what=f"destination {name}", good=True, doubtful=True, says=says)
 
 
 async def _destinations(config: Config, version: str) -> list[Finding]:

@@ -333,7 +333,7 @@ async def desk(config: Config) -> AsyncIterator[Desk]:
         try:
             yield Desk(
                 config=config,
-                records=Records(database),
+                records=Records(database, configured=lambda: config.destinations),
                 letters=DeadLetters(database),
                 destinations=Destinations(database),
                 audit=Audit(database),

@@ -119,6 +119,7 @@ class Config(Whole):
     destinations: Table[Destination]
     """Where to, and how gently."""
 
+    gone: SkipJsonSchema[tuple[str, ...]] = ()  # destinations that are retired and without a connector
     path: SkipJsonSchema[Path]
     digest: SkipJsonSchema[str]  # of the file: SHA-256, in hex
     warnings: SkipJsonSchema[tuple[str, ...]] = ()  # what is no mistake, but perhaps not meant
@@ -189,6 +190,7 @@ class _File:
             policies=_complete(policies),
             routes=_complete(routes),
             destinations={name: built for name, (_, built) in destinations.items() if built is not None},
+            gone=tuple(name for name, (_, built) in destinations.items() if built is None),
             path=path,
             digest=self._document.digest,
         )
@@ -267,6 +269,10 @@ class _File:
             return self._read(Manners, at, given), None
         common, own = _split(given, Manners, "connector", "system")
         manners = self._read(Manners, at, common)
+        if manners.right is not None and manners.right.retired and not {"connector", "system"} & given.keys():
+            for key in given.keys() - {"retired"}:
+                self._tell((*at, key), "stands beside retired without a connector; add its connector, or leave it out")
+            return manners, None
         system, connector = _word(given, "system"), self._connector(at, given)
         kind = self._kind((*at, "system" if system else "connector"), connector) if connector else None
         if kind is None or connector is None:

@@ -70,8 +70,8 @@ def unused(parts: Parts) -> Iterator[tuple[tuple[str, str], str]]:
     for name in parts.policies:
         if name not in accepted:
             yield ("policies", name), "is accepted by no source"
-    for name in parts.destinations:
-        if name not in reached:
+    for name, destination in parts.destinations.items():
+        if name not in reached and not (destination.right and destination.right.retired):
             yield ("destinations", name), "is reached by no route"
 
 
@@ -124,6 +124,11 @@ def _marked(policy: Policy) -> set[tuple[str, str, object]]:
 def _about_route(name: str, route: Route, parts: Parts) -> Iterator[Contradiction]:
     path, when = ("routes", name), route.when
     yield from _names(_each((*path, "to"), route.to), "destination", parts)
+    for index, to in enumerate(route.to):
+        destination = parts.destinations.get(to)
+        if destination is not None and destination.right is not None and destination.right.retired:
+            problem = f'names "{to}", which is retired; send it elsewhere, or take retired: true from destinations.{to}'
+            yield Contradiction((*path, "to", index), problem)
     unknown = [
         *_names(_each((*path, "when", "source"), when.source), "source", parts),
         *_names(_each((*path, "when", "facility"), when.facility), "facility", parts),
@@ -193,7 +198,7 @@ def _about_taken(path: Place, route: Route, taken: Sequence[Policy], parts: Part
         if destination is None or destination.right is None or destination.hides(("receives",)):
             continue
         receives = destination.right.receives
-        for policy in taken:
+        for policy in () if destination.right.retired else taken:
             if CLASSES.index(policy.class_) > CLASSES.index(receives):
                 yield Contradiction(
                     (*path, "to", index),

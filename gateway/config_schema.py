@@ -34,6 +34,14 @@ def schema_of(
             else _of_kind(destination, kind.name, kind.settings, definitions)
             for kind in kinds.values()
         ]
+        + [
+            {
+                "type": "object",
+                "properties": {"retired": {"const": True, "description": "Its system is gone: what it owes is held."}},
+                "required": ["retired"],
+                "additionalProperties": False,
+            }
+        ]
     )
     for unneeded in (destination.__name__, system.__name__):
         definitions.pop(unneeded, None)

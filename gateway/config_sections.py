@@ -907,6 +907,8 @@ class Manners(Entry):
     """How a delivery that failed is tried again."""
     receives: DataClass = "metadata"
     """The highest class of data that it may get."""
+    retired: bool = False
+    """true: no route may lead here any more, and what is owed still goes out; without a connector it is held."""
 
     def contradictions(self) -> Iterator[Contradiction]:
         for below, problem, _ in self.retry.contradictions():

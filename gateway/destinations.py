@@ -1,6 +1,6 @@
 """Destinations as people see them: what the configuration says of each, and how the database says it is doing."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 from dead_letter.letters import Instant
@@ -13,7 +13,7 @@ class DestinationLine:
 
     name: str
     connector: str | None  # none: it is not configured any more
-    state: str  # flowing, backing off, held; not configured, if nothing can go there any more
+    state: str  # flowing, backing off, held; one that nobody knows any more is held: not configured
     reason: str | None
     held_by: str | None
     until: Instant | None
@@ -31,12 +31,11 @@ def lines(standings: Iterable[Standing], connectors: Mapping[str, str]) -> list[
 
 def line(name: str, connector: str | None, standing: Standing | None) -> DestinationLine:
     """One that was configured and never started has no standing yet: nothing waits for it."""
-    configured = connector is not None or standing is None
     return DestinationLine(
         name=name,
         connector=connector,
-        state=standing.state if standing and configured else "flowing" if configured else "not configured",
-        reason=standing.reason if standing and configured else _gone(standing) if standing else None,
+        state=standing.state if standing else "flowing",
+        reason=_reason(standing, here=connector is not None) if standing else None,
         held_by=standing.held_by if standing else None,
         until=standing.until if standing else None,
         waiting=standing.waiting if standing else 0,
@@ -45,12 +44,36 @@ def line(name: str, connector: str | None, standing: Standing | None) -> Destina
     )
 
 
-def _gone(standing: Standing) -> str:
-    """What became of what it is owed: nobody delivers it, however long it waits, until the destination is back."""
+def _reason(standing: Standing, *, here: bool) -> str | None:
+    """Why nothing goes there; of one that nobody knows any more, what becomes of what it is owed."""
+    if standing.configured and (here or standing.reason):
+        return standing.reason
+    if standing.configured:
+        return "not configured here; another process delivers to it"
     if standing.waiting:
-        told = "not in the configuration: what waits goes out once it is put back"
+        told = "not configured: put it back, or reassign or discard what waits"
     elif standing.dead:
-        told = "not in the configuration: discard its dead letters, or put it back and replay them"
+        told = "not configured: discard its dead letters, or put it back and replay them"
     else:
-        told = "not in the configuration"
+        told = "not configured"
     return f"{told}; and held: {standing.reason}" if standing.held_by else told
+
+
+def dropped(standings: Iterable[Standing], named: Collection[str]) -> list[str]:
+    """A sentence with its mend for each destination that still owes, and of which a configuration says nothing.
+
+    `named` are those of which it says something, be it only that they are retired.
+    """
+    return [
+        f"destinations.{each.name} is gone from the file, but {owed(each)}; put it back with `retired: true`: "
+        "no route may lead there, and what waits still goes out. If its system is gone, too, leave `retired: true` as "
+        f"its only key: what waits is held until `sluicegate destinations reassign {each.name} NEW` or "
+        f"`sluicegate destinations discard {each.name}`"
+        for each in standings
+        if each.waiting and each.name not in named
+    ]
+
+
+def owed(standing: Standing) -> str:
+    """`1 delivery waits for it`, `1,200 deliveries wait for it`."""
+    return "1 delivery waits for it" if standing.waiting == 1 else f"{standing.waiting:,} deliveries wait for it"

@@ -21,6 +21,7 @@ from dead_letter.tokens import Tokens
 from gateway import config as configuration
 from gateway.api import api
 from gateway.config import Config, ConfigurationError
+from gateway.destinations import dropped
 from gateway.intake import Intake
 from gateway.listening import Listening
 from gateway.partners import Partners
@@ -153,7 +154,7 @@ class Service:
         )
         self._parts.push_async_callback(self.batch.close)
         self._versions = PolicyVersions(self._operators_database)
-        self.records = Records(self._operators_database)
+        self.records = Records(self._operators_database, configured=lambda: self._config.destinations)
         self.letters = DeadLetters(self._operators_database, tracing=self.tracing)
         self.refusals = Refusals(self._operators_database, self.metrics)
         self.dispatcher = Dispatcher(
@@ -189,6 +190,10 @@ class Service:
             return
         before = self.partners
         try:
+            for told in (owing := await self._dropped(config)):
+                log.error(LogEvent.CONFIG_REFUSED, mistake=told)
+            if owing:
+                return
             for told in (changed := await self._versions.changed(config.policies)):
                 log.error(LogEvent.CONFIG_REFUSED, mistake=told)
             if changed:
@@ -205,11 +210,20 @@ class Service:
         log.info(LogEvent.CONFIG_RELOADED, digest=config.digest[:12])
         await self._tell_of_the_forgotten()
 
+    async def _dropped(self, config: Config) -> list[str]:
+        """What a new configuration forgets that this one knows, though something is still owed to it.
+
+        What this one does not know either was told at the start, which refuses no work to all the others.
+        """
+        forgotten = {*self._config.destinations, *self._config.gone} - {*config.destinations, *config.gone}
+        standings = [each for each in await self.records.standings() if each.name in forgotten] if forgotten else []
+        return dropped(standings, named=())
+
     async def _tell_of_the_forgotten(self) -> None:
-        """Destinations that are configured no more, and to which something is still owed: it waits for them."""
+        """Destinations that nobody knows any more, and to which something is still owed: it is held."""
         with suppress(Unavailable):
             for standing in await self.records.standings():
-                if standing.waiting and standing.name not in self._config.destinations:
+                if standing.waiting and not standing.configured:
                     log.warning(
                         LogEvent.DESTINATION_NOT_CONFIGURED, destination=standing.name, waiting=standing.waiting
                     )

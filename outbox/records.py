@@ -4,7 +4,7 @@ Nothing here changes a row.
 """
 
 from collections import Counter
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -106,6 +106,7 @@ class Standing:
     oldest_waiting_seconds: float | None
     dead: int
     balanced: bool  # its outstanding and dead deliveries are as many as the books say
+    configured: bool  # somebody knows it; if nobody does, it is held
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -150,7 +151,8 @@ class Difference:
 class Books:
     """The two sums over everything that retention keeps, counted from the rows in one snapshot.
 
-    `sums`: accepted = routed + unrouted, and per destination owed = delivered + waiting + held + dead + discarded.
+    `sums`: accepted = routed + unrouted, and per destination owed = delivered + waiting + held + dead + discarded,
+    where owed is what the routes chose, and what was reassigned there.
     `tally`: the running books, which every change of a state wrote, say the same as the rows.
     `balanced`: both.
     """
@@ -175,8 +177,17 @@ class Records:
     What belongs together is read in one snapshot, so that no delivery is seen between two states.
     """
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, *, configured: Callable[[], Collection[str]] | None = None) -> None:
+        """`configured` are the destinations that the reader's configuration knows; without it, all that there are.
+
+        What waits for one that neither the reader nor a living dispatcher knows is held: not configured.
+        """
         self._database = database
+        self._configured = configured
+
+    @property
+    def _known(self) -> list[str] | None:
+        return None if self._configured is None else list(self._configured())
 
     async def events(
         self,
@@ -282,7 +293,12 @@ class Records:
         """
         rows = await self._database.fetch(
             """
-            WITH told AS MATERIALIZED (
+            WITH unknown AS MATERIALIZED (
+                SELECT id
+                  FROM destinations
+                 WHERE name <> ALL ($2::text[])  -- of null: none
+                   AND id NOT IN (SELECT destination FROM served_destinations)
+            ), told AS MATERIALIZED (
                 SELECT destination,
                        sum(CASE what WHEN 2 THEN n WHEN 3 THEN -n WHEN 4 THEN -n WHEN 5 THEN -n END)::bigint
                            AS outstanding,
@@ -296,11 +312,14 @@ class Records:
                  GROUP BY destination
             )
             SELECT destinations.name,
-                   CASE WHEN destinations.held_until > now() THEN 'held'
+                   CASE WHEN destinations.held_until > now() OR unknown.id IS NOT NULL THEN 'held'
                         WHEN destinations.not_before > now() THEN 'backing off'
                         ELSE 'flowing'
                     END AS state,
-                   CASE WHEN destinations.held_until > now() THEN destinations.held_reason END AS reason,
+                   CASE WHEN destinations.held_until > now() THEN destinations.held_reason
+                        WHEN unknown.id IS NOT NULL THEN 'not configured'
+                    END AS reason,
+                   unknown.id IS NULL AS configured,
                    CASE WHEN destinations.held_until > now() THEN destinations.held_by END AS held_by,
                    CASE WHEN destinations.held_until > now() THEN nullif(destinations.held_until, 'infinity')
                         WHEN destinations.not_before > now() THEN destinations.not_before
@@ -327,11 +346,13 @@ class Records:
                                    LIMIT $1 + 1) AS pending
                             WHERE lanes.destination = destinations.id
                             LIMIT $1 + 1) AS first) AS outstanding
+              LEFT JOIN unknown ON unknown.id = destinations.id
               LEFT JOIN told ON told.destination = destinations.id
               LEFT JOIN dead ON dead.destination = destinations.id
              ORDER BY destinations.name
             """,
             100_000,
+            self._known,
         )
         return [
             Standing(
@@ -344,6 +365,7 @@ class Records:
                 oldest_waiting_seconds=row["oldest"],
                 dead=row["dead"],
                 balanced=row["balanced"],
+                configured=row["configured"],
             )
             for row in rows
         ]
@@ -406,6 +428,11 @@ class Records:
                 WITH here AS MATERIALIZED (
                     SELECT coalesce((SELECT carried_below FROM lanes ORDER BY carried_below DESC LIMIT 1),
                                     event_floor(to_timestamp(0))) AS since
+                ), unknown AS MATERIALIZED (
+                    SELECT id
+                      FROM destinations
+                     WHERE name <> ALL ($2::text[])
+                       AND id NOT IN (SELECT destination FROM served_destinations)
                 ), accepted AS MATERIALIZED (
                     SELECT owed, count(*) AS n
                       FROM events
@@ -423,6 +450,10 @@ class Records:
                     SELECT 2, chosen, n
                       FROM accepted
                      CROSS JOIN LATERAL unnest(owed) AS chosen
+                     UNION ALL
+                    SELECT 2, destination, count(*)
+                      FROM reassigned
+                     GROUP BY destination
                      UNION ALL
                     SELECT 3, destination, count(*)
                       FROM attempts
@@ -442,7 +473,11 @@ class Records:
                       FROM discards
                      GROUP BY destination
                      UNION ALL
-                    SELECT CASE WHEN destinations.held_until > now() THEN 7 ELSE 6 END, destinations.id, outstanding.n
+                    SELECT CASE WHEN destinations.held_until > now() OR destinations.id IN (SELECT id FROM unknown)
+                                THEN 7
+                                ELSE 6
+                            END,
+                           destinations.id, outstanding.n
                       FROM (SELECT lane, count(*) AS n FROM pending GROUP BY lane) AS outstanding
                       JOIN lanes USING (lane)
                       JOIN destinations ON destinations.id = lanes.destination
@@ -462,6 +497,7 @@ class Records:
                  ORDER BY destinations.name NULLS FIRST, what
                 """,
                 ENDED_WELL,
+                self._known,
                 timeout=PATIENCE.total_seconds(),
             )
         return _balance(rows)
@@ -477,13 +513,20 @@ class Records:
             yield connection
 
     async def _deliveries(self, connection: Connection, events: Sequence[UUID]) -> dict[UUID, list[Record]]:
-        """Where the deliveries of some events stand, in the order in which their routes named them."""
+        """Where the deliveries of some events stand, in the order in which their routes named them; then what was reassigned."""
         if not events:
             return {}
         rows = await connection.fetch(
             """
+            WITH unknown AS MATERIALIZED (
+                SELECT id
+                  FROM destinations
+                 WHERE name <> ALL ($5::text[])
+                   AND id NOT IN (SELECT destination FROM served_destinations)
+            )
             SELECT event.id, destinations.name AS destination,
-                   CASE WHEN pending.event_id IS NOT NULL AND destinations.held_until > now() THEN 'held'
+                   CASE WHEN pending.event_id IS NOT NULL AND (destinations.held_until > now() OR unknown.id IS NOT NULL)
+                        THEN 'held'
                         WHEN pending.event_id IS NOT NULL THEN 'waiting'
                         WHEN dead_letters.event_id IS NOT NULL THEN 'dead'
                         WHEN discards.event_id IS NOT NULL THEN 'discarded'
@@ -492,14 +535,23 @@ class Records:
                     END AS state,
                    greatest(pending.due_at, pending.not_before) AS due_at,
                    CASE WHEN pending.event_id IS NOT NULL
-                        THEN CASE WHEN destinations.held_until > now() THEN destinations.held_reason END
+                        THEN CASE WHEN destinations.held_until > now() THEN destinations.held_reason
+                                  WHEN unknown.id IS NOT NULL THEN 'not configured'
+                             END
                         ELSE coalesce(dead_letters.reason, discards.reason)
                     END AS reason
               FROM (SELECT id, owed FROM events WHERE id = ANY($1::uuid[]) AND id BETWEEN $2 AND $3
                      UNION
                     SELECT id, owed FROM carried_events WHERE id = ANY($1::uuid[])) AS event
-             CROSS JOIN LATERAL unnest(event.owed) WITH ORDINALITY AS chosen (destination, place)
+             CROSS JOIN LATERAL (
+                   SELECT destination, place
+                     FROM unnest(event.owed) WITH ORDINALITY AS routed (destination, place)
+                    UNION ALL
+                   SELECT destination, 32768
+                     FROM reassigned
+                    WHERE reassigned.event_id = event.id) AS chosen
               JOIN destinations ON destinations.id = chosen.destination
+              LEFT JOIN unknown ON unknown.id = chosen.destination
               LEFT JOIN LATERAL (
                    SELECT pending.event_id, pending.due_at, pending.not_before
                      FROM pending
@@ -521,12 +573,13 @@ class Records:
                               AND carried_attempts.destination = chosen.destination) AS tries
                     ORDER BY number DESC
                     LIMIT 1) AS last ON true
-             ORDER BY event.id, chosen.place
+             ORDER BY event.id, chosen.place, destinations.name
             """,
             events,
             min(events),
             max(events),
             ENDED_WELL,
+            self._known,
         )
         return {event: list(found) for event, found in groupby(rows, key=lambda row: row["id"])}
 

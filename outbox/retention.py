@@ -63,6 +63,7 @@ class Retention:
             )
             await self._copy(connection, partition, now)
             await connection.execute(_FORGET_DISCARDS, partition.begins, partition.ends)
+            await connection.execute(_FORGET_REASSIGNED, partition.begins, partition.ends)
             await connection.execute(_COUNT_AGAIN, partition.begins, partition.ends)
 
     async def _copy(self, connection: Connection, partition: Partition, now: datetime) -> None:
@@ -150,6 +151,7 @@ class Retention:
                     timeout=PATIENCE.total_seconds(),
                 )
                 await connection.execute(_FORGET_DISCARDS, day, day + timedelta(days=1))
+                await connection.execute(_FORGET_REASSIGNED, day, day + timedelta(days=1))
                 await connection.execute(_COUNT_AGAIN, day, day + timedelta(days=1))
 
     async def _forget(self, now: datetime) -> None:
@@ -215,6 +217,12 @@ _FORGET_DISCARDS = """
        AND NOT EXISTS (SELECT FROM carried_events AS c WHERE c.id = d.event_id)
 """
 
+_FORGET_REASSIGNED = """
+    DELETE FROM reassigned AS r
+     WHERE r.event_id >= event_floor($1) AND r.event_id < event_floor($2)
+       AND NOT EXISTS (SELECT FROM carried_events AS c WHERE c.id = r.event_id)
+"""
+
 # The books of a day of which only what was carried over is left.
 _COUNT_AGAIN = """
     WITH gone AS (
@@ -228,6 +236,11 @@ _COUNT_AGAIN = """
         SELECT 2, destination, count(*)
           FROM carried_events, unnest(owed) AS destination
          WHERE id >= event_floor($1) AND id < event_floor($2)
+         GROUP BY 2
+         UNION ALL
+        SELECT 2, destination, count(*)
+          FROM reassigned
+         WHERE event_id >= event_floor($1) AND event_id < event_floor($2)
          GROUP BY 2
          UNION ALL
         SELECT 3, destination, count(*)
@@ -255,6 +268,10 @@ _PROVE = """
         SELECT id AS event_id, unnest(owed) AS destination
           FROM events
          WHERE id >= event_floor($1) AND id < event_floor($2)
+         UNION ALL
+        SELECT event_id, destination
+          FROM reassigned
+         WHERE event_id >= event_floor($1) AND event_id < event_floor($2)
     ), stands AS (
         SELECT p.event_id, l.destination
           FROM pending AS p

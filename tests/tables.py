@@ -75,8 +75,9 @@ def parts() -> dict[str, Keys]:
 
 
 def _each(schema: Mapping[str, Any], table: str) -> list[Any]:
+    """Every alternative of a table, but a destination that is nothing but retired."""
     found: list[Any] = schema["properties"][table]["additionalProperties"]["anyOf"]
-    return found
+    return [one for one in found if {"connector", "system"} & one["properties"].keys()]
 
 
 def _kind(one: Mapping[str, Any]) -> str:

@@ -72,6 +72,9 @@ class Api:
         return status
 
 
+CONNECTORS = {"ledger": "http", "picky": "http", "unborn": "odoo"}
+
+
 @pytest_asyncio.fixture
 async def rows(database: Database) -> Rows:
     return await Rows(database).open("ledger", "picky")
@@ -84,12 +87,12 @@ async def served(database: Database, rows: Rows) -> AsyncIterator[Api]:
     application.add_subapp(
         "/api/v1",
         api(
-            records=Records(database),
+            records=Records(database, configured=lambda: CONNECTORS),
             letters=DeadLetters(database),
             tokens=tokens,
             destinations=Destinations(database),
             audit=Audit(database),
-            connectors=lambda: {"ledger": "http", "picky": "http", "unborn": "odoo"},
+            connectors=lambda: CONNECTORS,
             version="0.1.0",
         ),
     )
@@ -171,8 +174,8 @@ async def test_destinations_show_configured_ones_and_what_still_waits_elsewhere(
     )
     assert found["ledger"]["oldest_waiting_seconds"] >= 0
     assert (found["forgotten"]["connector"], found["forgotten"]["dead"]) == (None, 1)
-    assert found["forgotten"]["state"] == "not configured"
-    assert found["forgotten"]["reason"].startswith("not in the configuration: ")
+    assert found["forgotten"]["state"] == "held"
+    assert found["forgotten"]["reason"].startswith("not configured: ")
     assert (found["unborn"]["connector"], found["unborn"]["waiting"]) == ("odoo", 0)
     first = await served.get("/destinations?limit=3")
     second = await served.get(f"/destinations?limit=3&cursor={first['next']}")

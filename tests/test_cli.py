@@ -25,6 +25,7 @@ from dead_letter.tokens import Role, Tokens
 from gateway import cli
 from gateway.authenticate import Caller, Presented, scheme_for
 from gateway.config import load
+from gateway.policy_versions import PolicyVersions
 from gateway.show import counted, span
 from outbox.database import Database
 from outbox.embedded import Embedded
@@ -355,19 +356,13 @@ async def test_a_destination_that_is_not_configured_any_more_says_what_becomes_o
     await shell.say("destinations", "hold", "held", "--reason", "noon")
     found = {item["name"]: item for item in (await shell.json("destinations", "list"))["items"]}
     assert {name: (item["state"], item["reason"]) for name, item in found.items()} == {
-        "forgotten": (
-            "not configured",
-            "not in the configuration: discard its dead letters, or put it back and replay them",
-        ),
-        "gone": ("not configured", "not in the configuration: what waits goes out once it is put back"),
-        "held": (
-            "not configured",
-            "not in the configuration: what waits goes out once it is put back; and held: noon",
-        ),
+        "forgotten": ("held", "not configured: discard its dead letters, or put it back and replay them"),
+        "gone": ("held", "not configured: put it back, or reassign or discard what waits"),
+        "held": ("held", "not configured: put it back, or reassign or discard what waits; and held: noon"),
         "ledger": ("flowing", None),
         "picky": ("flowing", None),
     }
-    assert "what waits goes out once it is put back" in await shell.say("destinations", "list")
+    assert "put it back, or reassign or discard what waits" in await shell.say("destinations", "list")
 
 
 async def test_a_destination_is_held_and_released(shell: Shell, rows: Rows) -> None:
@@ -453,20 +448,54 @@ async def test_check_fails_for_a_destination_that_is_away_and_says_what_to_do(sh
     assert "2 things fail" in result.stderr
 
 
-async def test_check_tells_of_what_waits_for_a_destination_that_is_not_configured_any_more(
+async def test_check_fails_for_a_destination_that_is_gone_from_the_file_and_still_owes(
     shell: Shell, door: Door, rows: Rows
 ) -> None:
     await rows.open("gone", "forgotten", "settled", partitions=False)
     await rows.event("gone", "ledger")
     for _ in range(2):
         await rows.delivered(await rows.event("forgotten", "settled"), "settled")
+    result = await shell.type("check")
+    assert result.exit_code == 1
+    assert "2 things fail" in result.stderr
+    told = [line for line in result.stdout.splitlines() if line.startswith("FAILS")]
+    for line, (name, waits) in zip(
+        told, (("forgotten", "2 deliveries wait"), ("gone", "1 delivery waits")), strict=True
+    ):
+        assert line.startswith(f"FAILS  destinations: destinations.{name} is gone from the file, but {waits} for it;")
+        assert "put it back with `retired: true`" in line
+        assert f"`sluicegate destinations reassign {name} NEW`" in line
+
+
+async def test_check_tells_how_far_destinations_that_are_retired_are_on_their_way_out(
+    shell: Shell, door: Door, rows: Rows
+) -> None:
+    await rows.open("gone", "settled", partitions=False)
+    for _ in range(2):
+        await rows.delivered(await rows.event("gone", "settled"), "settled")
+    await rows.letter("settled")
+    text = shell.config.read_text().replace("to: [ledger, picky]", "to: [ledger]")
+    text = text.replace("  picky: {", "  picky: {retired: true, ")
+    shell.config.write_text(text + "  gone: {retired: true}\n  settled: {retired: true}\n")
     said = await shell.say("check")
     looks = [line for line in said.splitlines() if line.startswith("look   destination")]
-    waits, wait = "a delivery waits for it, and goes", "2 deliveries wait for it, and go"
     assert looks == [
-        f"look   destination forgotten: not in the configuration, but {wait} out only once it is put back",
-        f"look   destination gone: not in the configuration, but {waits} out only once it is put back",
+        "look   destination gone: retired, and 2 deliveries wait for it, held; reassign or discard what waits",
+        "look   destination settled: retired, and nothing waits for it, but its dead letters do (1); decide about them",
+        "look   destination picky: retired, and nothing waits for it any more; delete it from the file",
     ]
+
+
+async def test_check_fails_for_a_policy_that_was_changed_under_its_number(
+    shell: Shell, door: Door, database: Database
+) -> None:
+    await PolicyVersions(database).record(load(shell.config, shell.environment).policies)
+    await shell.say("check")
+    shell.config.write_text(shell.config.read_text().replace("type: shop.order.paid", "type: shop.order.sent"))
+    result = await shell.type("check")
+    assert result.exit_code == 1
+    assert "FAILS  policies: policies.order was changed and still says version 1" in result.stdout
+    assert "give it version 2" in result.stdout
 
 
 async def test_check_names_every_mistake_of_a_configuration_at_once(shell: Shell) -> None:

@@ -57,6 +57,20 @@ SELECT d.id, d.leaving, d.destinations
                   AND l.granted
                   AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database()));
 
+-- Destinations that somebody who lives delivers to.
+CREATE VIEW served_destinations AS
+SELECT DISTINCT destination FROM lanes WHERE owner IN (SELECT id FROM living_dispatchers);
+
+-- Who serves, and by which configuration: written again every few seconds, gateways included.
+CREATE TABLE processes (
+    id      uuid        PRIMARY KEY,
+    name    text        NOT NULL,  -- host:pid, for people
+    role    text        NOT NULL,
+    digest  text        NOT NULL,  -- of its configuration
+    since   timestamptz NOT NULL DEFAULT clock_timestamp(),  -- it works by this configuration
+    seen_at timestamptz NOT NULL DEFAULT clock_timestamp()
+) WITH (fillfactor = 50);
+
 CREATE TABLE events (
     id             uuid        NOT NULL,
     source         text        NOT NULL,
@@ -144,7 +158,17 @@ CREATE TABLE discards (
     at          timestamptz NOT NULL DEFAULT clock_timestamp(),
     actor       text        NOT NULL,
     reason      text        NOT NULL,
+    cause       text        NOT NULL DEFAULT 'discarded'
+                CONSTRAINT discards_cause_known CHECK (cause IN ('discarded', 'reassigned')),
     CONSTRAINT discards_pkey PRIMARY KEY (event_id, destination)
+);
+
+-- Deliveries that an event owes beside those that its routes chose: what a person sent elsewhere.
+CREATE TABLE reassigned (
+    event_id    uuid        NOT NULL,
+    destination smallint    NOT NULL REFERENCES destinations,  -- where it goes now
+    origin      smallint    NOT NULL REFERENCES destinations,  -- where it would have gone
+    CONSTRAINT reassigned_pkey PRIMARY KEY (event_id, destination)
 );
 
 -- What an owner in careful mode is about to try: a row that outlives its owner counts as a kill.
