@@ -25,7 +25,7 @@ from gateway import config as configuration
 from gateway import show
 from gateway.config import Config, ConfigurationError
 from gateway.destinations import lines
-from observability.failpoints import FailpointsError
+from observability.failpoints import VARIABLE, FailpointsError, arm
 from observability.logs import configure
 from outbox.database import Database, Unavailable, UnsuitableError, migrations_pending
 from outbox.database import migrate as apply
@@ -354,6 +354,7 @@ async def address(config: Config) -> AsyncIterator[str]:
 
 
 def load(path: Path) -> Config:
+    arm(os.environ.get(VARIABLE, ""))
     return configuration.load(path, os.environ)
 
 

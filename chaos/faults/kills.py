@@ -1,0 +1,38 @@
+"""Random kills, for the lines that nobody thought of."""
+
+import asyncio
+import os
+import random
+import time
+
+from chaos.faults import fault
+from chaos.stage import Plan, Stage
+
+KILLS = int(os.environ.get("CHAOS_KILLS", "200"))
+PATIENCE = 15 * 60
+
+
+@fault("kills", f"{KILLS} times kill -9 of gateways, dispatchers and Postgres at random", Plan(gateways=2, rate=20))
+async def random_kills(stage: Stage) -> None:
+    chance = random.Random(stage.seed)
+    killed: dict[str, int] = {}
+    until = time.monotonic() + PATIENCE
+    while sum(killed.values()) < KILLS and time.monotonic() < until:
+        await asyncio.sleep(chance.expovariate(1.0))
+        victim = chance.choice([*stage.programs, None])
+        if victim is not None and chance.random() < 0.8 and not await victim.is_ready():
+            continue  # most of them while they work, and some while they start
+        async with stage.disturb("kill", aftermath=5):
+            if victim is None:
+                stage.postgres.kill_a_backend(chance.choice) if chance.random() < 0.5 else stage.postgres.kill()
+                killed["Postgres"] = killed.get("Postgres", 0) + 1
+            elif victim.alive:
+                victim.kill()
+                kind = victim.role
+                killed[kind] = killed.get(kind, 0) + 1
+    stage.injected = sum(killed.values())
+    stage.demand(stage.injected >= KILLS, f"{KILLS} kills within {PATIENCE / 60:.0f} minutes")
+    await stage.postgres.back()
+    await asyncio.gather(*(program.ready() for program in stage.programs))
+    await stage.recovered(within=60)
+    stage.note = ", ".join(f"{n} × {name}" for name, n in sorted(killed.items()))

@@ -1,0 +1,122 @@
+"""Every failpoint, and death there."""
+
+import asyncio
+import os
+import subprocess
+import sys
+
+import asyncpg
+
+from chaos.faults import fault
+from chaos.program import SLUICEGATE, Program
+from chaos.stage import Plan, Stage
+from observability.failpoints import POINTS, VARIABLE
+
+
+@fault("sweep", "kill -9 at every failpoint", Plan(rate=20))
+async def every_failpoint(stage: Stage) -> None:
+    for point in POINTS:
+        match point.partition(".")[0]:
+            case "intake" | "wake":
+                await die(stage, stage.gateway, f"{point}=exit@5")
+            case "partitions":
+                await die_in_upkeep(stage, point)
+            case "migrations":
+                await die_in_migrate(stage, point)
+            case _ if point == "dispatch.suspected":
+                await die_as_careful_successor(stage)
+            case _ if point == "dispatch.before_give_back":
+                await die_while_stopping(stage)
+            case _ if point in {"dispatch.before_lease", "dispatch.leased", "upkeep.before_task"}:
+                await die(stage, stage.dispatcher, f"{point}=exit@1")
+            case _:
+                await die(stage, stage.dispatcher, f"{point}=exit@5")
+    await asyncio.gather(*(program.ready() for program in stage.programs))
+    await stage.recovered()
+    stage.note = f"{len(POINTS)} failpoints"
+
+
+async def die(stage: Stage, program: Program, failpoint: str) -> None:
+    await program.again(failpoint)
+    async with stage.disturb(failpoint, aftermath=2):
+        try:
+            status = await program.dies(within=30)
+        except TimeoutError:
+            stage.demand(False, f"nobody came by {failpoint}")  # noqa: FBT003
+            return
+    stage.demand(status == 137, f"{program.name} ended with {status} at {failpoint}")
+
+
+async def die_as_careful_successor(stage: Stage) -> None:
+    """It takes over what another one had in flight when that was killed, and dies of the first."""
+    first, second = stage.dispatchers[:2]
+    await second.again("dispatch.suspected=exit@1")
+    await asyncio.gather(first.ready(), second.ready())
+    async with stage.disturb("dispatch.suspected", aftermath=2):
+        first.kill()
+        await first.dies()
+        try:
+            await second.dies(within=30)
+        except TimeoutError:
+            stage.demand(False, "nobody came by dispatch.suspected")  # noqa: FBT003
+
+
+async def die_while_stopping(stage: Stage) -> None:
+    await stage.dispatcher.again("dispatch.before_give_back=exit@1")
+    await stage.dispatcher.ready()
+    async with stage.disturb("dispatch.before_give_back", aftermath=2):
+        status = await stage.dispatcher.stop()
+    stage.demand(status == 137, f"it ended with {status} at dispatch.before_give_back")
+    stage.dispatcher.start()
+    stage.dispatcher.supervise()
+
+
+async def die_in_upkeep(stage: Stage, point: str) -> None:
+    """In a process of its own, on the same database, for in a service it would come by once an hour."""
+    connection = await asyncpg.connect(stage.dsn)
+    try:
+        for number in (1, 2):
+            await connection.execute(
+                f"""
+                SET search_path = sluicegate;
+                CREATE TABLE IF NOT EXISTS events_2020010{number} (LIKE events INCLUDING ALL);
+                ALTER TABLE events ATTACH PARTITION events_2020010{number}
+                  FOR VALUES FROM (event_floor('2020-01-0{number} 00:00Z')) TO (event_floor('2020-01-0{number + 1} 00:00Z'))
+                """
+            )
+    finally:
+        await connection.close()
+    async with stage.disturb(point):
+        status = await in_its_own_process([sys.executable, "-m", "chaos.upkeep", stage.dsn], f"{point}=exit@1")
+    stage.demand(status == 137, f"upkeep ended with {status} at {point}")
+    status = await in_its_own_process([sys.executable, "-m", "chaos.upkeep", stage.dsn], "")
+    stage.demand(status == 0, f"upkeep that follows a death at {point} ended with {status}")
+    connection = await asyncpg.connect(stage.dsn)
+    try:
+        left = await connection.fetchval(
+            "SELECT count(*) FROM pg_class WHERE relname LIKE 'events_202001%' AND relkind = 'r'"
+        )
+    finally:
+        await connection.close()
+    stage.demand(left == 0, f"{left} old partitions are still there")
+
+
+async def die_in_migrate(stage: Stage, point: str) -> None:
+    name = await stage.postgres.create(empty=True)
+    path = stage.folder / "migrate.yaml"
+    path.write_text(f"database: {stage.postgres.dsn(name)}\nkey: env:KEY\n")
+    command = [SLUICEGATE, "migrate", "--config", str(path)]
+    async with stage.disturb(point):
+        status = await in_its_own_process(command, f"{point}=exit@1", **stage.environ)
+    stage.demand(status == 137, f"migrate ended with {status} at {point}")
+    status = await in_its_own_process(command, "", **stage.environ)
+    stage.demand(status == 0, f"the migrate that follows ended with {status}")
+    await stage.postgres.drop(name)
+
+
+async def in_its_own_process(command: list[str], failpoints: str, **environ: str) -> int:
+    armed = {VARIABLE: failpoints} if failpoints else {}
+    process = await asyncio.create_subprocess_exec(
+        *command, env={**os.environ, **environ, **armed}, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    return await process.wait()
