@@ -19,14 +19,15 @@ from gateway import config as configuration
 from gateway.config import Config
 from gateway.listening import bound
 from gateway.service import VERSION, Place, Service
-from gateway.waiting_room import WaitingRoom
+from gateway.waiting_room import AWAY, READ_ONLY, WaitingRoom
 from observability import workers as across_workers
 from observability.failpoints import VARIABLE, arm, armed
 from observability.logs import configure, log_sparingly
 from observability.metrics import Metrics
 from observability.names import LogEvent
-from outbox.database import Unavailable, UnsuitableError, migrate, migrations_pending
+from outbox.database import ReadOnly, Unavailable, UnsuitableError, migrate, migrations_pending
 from outbox.embedded import Embedded
+from outbox.pooler import refuse_pooler
 
 try:
     import uvloop
@@ -119,7 +120,9 @@ async def _prepare(dsn: str, *, embedded: bool) -> bool:
     """The schema is what this program needs: ours is brought there, one of one's own is somebody's decision."""
     if embedded:
         await migrate(dsn)
-    elif pending := await migrations_pending(dsn):
+        return True
+    await refuse_pooler(dsn)
+    if pending := await migrations_pending(dsn):
         raise UnsuitableError(f"database: {', '.join(pending)} is still to be applied; run `sluicegate migrate`")
     return True
 
@@ -152,8 +155,10 @@ async def _patiently(attempt: Callable[[], Awaitable[Answer]], room: WaitingRoom
         try:
             return await attempt()
         except Unavailable as error:
-            log_sparingly(LogEvent.POSTGRES_AWAY, part="start", reason=type(error.__cause__ or error).__name__)
-            await room.open()
+            only_reads = isinstance(error, ReadOnly)
+            reason = type(error if only_reads else error.__cause__ or error).__name__
+            log_sparingly(LogEvent.POSTGRES_AWAY, part="start", reason=reason)
+            await room.open(READ_ONLY if only_reads else AWAY)
             await asyncio.sleep(PATIENCE.total_seconds())
 
 

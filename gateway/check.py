@@ -15,6 +15,7 @@ from gateway.policy_versions import PolicyVersions
 from observability.tracing import Tracing
 from outbox.database import Database, Unavailable, UnsuitableError, migrations_pending
 from outbox.embedded import EmbeddedError, running
+from outbox.pooler import refuse_pooler
 from outbox.records import Records, Standing
 
 
@@ -39,6 +40,7 @@ async def check(config: Config, *, version: str) -> AsyncIterator[Finding]:
 async def _database(config: Config) -> list[Finding]:
     try:
         if config.database != "embedded":
+            await refuse_pooler(config.database.reveal())
             return await _stored(config, config.database.reveal(), "reachable")
         if not (config.folder / "data/postgres/cluster").exists():
             return [Finding(what="database", good=True, says="embedded; the first `sluicegate serve` makes it")]

@@ -32,6 +32,7 @@ from outbox.database import migrate as apply
 from outbox.destinations import Destinations, UnknownDestinationError
 from outbox.embedded import EmbeddedError, running
 from outbox.page import BadCursorError
+from outbox.pooler import refuse_pooler
 from outbox.records import Records
 
 Answer = TypeVar("Answer")
@@ -98,6 +99,8 @@ def migrate(path: Path) -> str:
 
     async def migrated() -> list[str]:
         async with address(config) as dsn:
+            if config.database != "embedded":
+                await refuse_pooler(dsn)
             return await apply(dsn)
 
     return "\n".join(f"applied {name}" for name in run(migrated())) or "The database is up to date."

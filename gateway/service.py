@@ -28,18 +28,20 @@ from gateway.partners import Partners
 from gateway.policy_versions import PolicyVersions
 from gateway.problems import problems_only
 from gateway.refusals import Refusals
+from gateway.waiting_room import AWAY, READ_ONLY
 from gateway.watchdog import Watchdog
 from observability.logs import log_sparingly
 from observability.metrics import Metrics
 from observability.names import LogEvent
 from observability.tracing import Tracing
 from outbox.clock import DatabaseClock
-from outbox.database import Database, Unavailable, UnsuitableError
+from outbox.database import Database, ReadOnly, Unavailable, UnsuitableError
 from outbox.destinations import Destinations
 from outbox.dispatcher import Dispatcher, Target
 from outbox.ending import end
 from outbox.intake_batch import IntakeBatch
 from outbox.partitions import Partitions
+from outbox.primary import Primary
 from outbox.records import Records
 from outbox.retention import Keep, Retention
 from outbox.retry import Schedule
@@ -52,6 +54,7 @@ log = structlog.get_logger()
 DRAIN = timedelta(seconds=30)
 ORDERED_SHARDS = 16
 LARGEST_SKEW = timedelta(seconds=5)
+LAST_FLUSH = timedelta(seconds=2)  # of what was refused, at the end
 LONGEST_LOOK = timedelta(seconds=2)  # at the database, for /ready: no probe waits for long
 VERSION = version("sluicegate")
 
@@ -75,6 +78,8 @@ class Service:
         self._environ = environ
         self._parts = AsyncExitStack()
         self._stopping = False
+        self._primary = Primary()
+        self._followed = self._primary.left
         self._destinations: dict[str, Destination] = {}
         self._retired: dict[asyncio.Task[None], Partners] = {}
 
@@ -129,6 +134,7 @@ class Service:
                 application=f"sluicegate {application}",
                 pinned=pinned,
                 waited=lambda wait: waited(wait.total_seconds()),
+                primary=self._primary,
             )
             self._parts.push_async_callback(database.close)
             return database
@@ -277,6 +283,7 @@ class Service:
 
     def _tasks(self) -> list[Task]:
         return [
+            Task("primary", timedelta(seconds=1), self._follow),
             Task("clock", timedelta(seconds=30), self._ask_the_time),
             Task("partitions", timedelta(minutes=10), self._make_partitions),
             Task("retention", timedelta(hours=1), self._drop_what_is_over),
@@ -285,6 +292,13 @@ class Service:
             Task("books", timedelta(seconds=15), self._report),
             Task("refusals", timedelta(seconds=1), self.refusals.flush),
         ]
+
+    async def _follow(self) -> None:
+        """To another primary: it has a clock of its own, and the partitions that were made last may be lost with the old one."""
+        if self._followed != (left := self._primary.left):
+            await self._ask_the_time()
+            await self._make_partitions()
+            self._followed = left
 
     async def _ask_the_time(self) -> None:
         await self.clock.ask(self._intake_database)
@@ -319,8 +333,9 @@ class Service:
                 log.error(LogEvent.BOOKS_UNBALANCED, destination=standing.name)
 
     async def _flush(self) -> None:
-        with suppress(Unavailable):
-            await self.refusals.flush()
+        with suppress(Unavailable, TimeoutError):
+            async with asyncio.timeout(LAST_FLUSH.total_seconds()):
+                await self.refusals.flush()
 
     # ── HTTP ─────────────────────────────────────────────────────────────────────────────────────
 
@@ -367,8 +382,11 @@ class Service:
         try:
             async with asyncio.timeout(LONGEST_LOOK.total_seconds()):
                 await self._intake_database.fetchval("SELECT 1", timeout=LONGEST_LOOK / 2)
+        except ReadOnly:
+            missing.append(READ_ONLY)
+            log_sparingly(LogEvent.POSTGRES_AWAY, part="readiness", reason="ReadOnly")
         except (Unavailable, TimeoutError):
-            missing.append("the database does not answer")
+            missing.append(AWAY)
             log_sparingly(LogEvent.POSTGRES_AWAY, part="readiness")
         if abs(self.clock.skew) > LARGEST_SKEW:
             missing.append(f"this clock is {self.clock.skew.total_seconds():+.0f} s off the database's")

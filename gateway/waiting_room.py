@@ -10,7 +10,8 @@ from gateway.config_sections import Listen
 from gateway.listening import Listening
 from gateway.problems import problems_only, unavailable
 
-NOT_READY = msgspec.json.encode({"ready": False, "missing": ["the database does not answer"]})
+READ_ONLY = "the database only reads: a standby answers, and the primary is waited for"
+AWAY = "the database does not answer"
 
 
 class WaitingRoom:
@@ -24,6 +25,7 @@ class WaitingRoom:
         self._addresses = addresses
         self._share = share
         self._listening: Listening | None = None
+        self._missing = AWAY
 
     async def __aenter__(self) -> Self:
         return self
@@ -31,10 +33,11 @@ class WaitingRoom:
     async def __aexit__(self, *_: object) -> None:
         await self.close()
 
-    async def open(self) -> None:
-        """Raises AddressError."""
+    async def open(self, missing: str = AWAY) -> None:
+        """With a word on what is waited for; raises AddressError."""
+        self._missing = missing
         if self._listening is None:
-            self._listening = Listening(_application())
+            self._listening = Listening(self._application())
             await self._listening.open(self._addresses, share=self._share)
 
     async def close(self) -> None:
@@ -42,22 +45,21 @@ class WaitingRoom:
             await self._listening.close()
             self._listening = None
 
+    def _application(self) -> web.Application:
+        application = web.Application(middlewares=[problems_only])
+        application.router.add_get("/live", _live)
+        application.router.add_get("/ready", self._ready)
+        application.router.add_route("*", "/{anything:.*}", _come_back)
+        return application
 
-def _application() -> web.Application:
-    application = web.Application(middlewares=[problems_only])
-    application.router.add_get("/live", _live)
-    application.router.add_get("/ready", _ready)
-    application.router.add_route("*", "/{anything:.*}", _come_back)
-    return application
+    async def _ready(self, _: web.Request) -> web.Response:
+        body = msgspec.json.encode({"ready": False, "missing": [self._missing]})
+        headers = {"Cache-Control": "no-store", "Retry-After": "2"}
+        return web.Response(status=503, body=body, content_type="application/json", headers=headers)
 
 
 async def _live(_: web.Request) -> web.Response:
     return web.json_response({"live": True})
-
-
-async def _ready(_: web.Request) -> web.Response:
-    headers = {"Cache-Control": "no-store", "Retry-After": "2"}
-    return web.Response(status=503, body=NOT_READY, content_type="application/json", headers=headers)
 
 
 async def _come_back(_: web.Request) -> web.Response:

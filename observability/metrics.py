@@ -124,6 +124,11 @@ class Metrics:
         self.fenced = self._counter(
             MetricName.FENCED, "Verdicts not written because the lane had a new owner: the fence works, and was needed."
         )
+        self.presence_lost = self._counter(
+            MetricName.PRESENCE_LOST,
+            "Connections that dispatchers live and listen on that broke or did not answer: they poll until another is drawn.",
+            "reason",
+        )
         self.orphans = self._counter(MetricName.ORPHANS, "Deliveries found without their event: must stay 0.")
 
         # The machine below

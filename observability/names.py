@@ -62,6 +62,7 @@ class MetricName(StrEnum):
     LANES_OWNED = "sluicegate_lanes_owned"
     TAKEOVERS = "sluicegate_takeovers_total"
     FENCED = "sluicegate_fenced_total"
+    PRESENCE_LOST = "sluicegate_presence_lost_total"
     ORPHANS = "sluicegate_orphans_total"
     BATCH_SIZE = "sluicegate_batch_size"
     POOL_WAIT_SECONDS = "sluicegate_pool_wait_seconds"
@@ -96,6 +97,7 @@ class LogEvent(StrEnum):
     POSTGRES_STOPPED = "postgres.stopped"
     POSTGRES_AWAY = "postgres.away"
     POSTGRES_BACK = "postgres.back"
+    POSTGRES_LEFT = "postgres.left"  # a connection broke, or its server only reads: all are drawn anew
     MIGRATION_APPLIED = "migration.applied"
     CLOCK_SKEWED = "clock.skewed"
 

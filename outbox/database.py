@@ -8,7 +8,7 @@ import re
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Self, TypeAlias
 
@@ -18,11 +18,13 @@ from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_delay, w
 
 from observability.failpoints import failpoint
 from observability.names import LogEvent
+from outbox.primary import Primary
 
 SCHEMA = "sluicegate"
 OLDEST_POSTGRES = 14
 PATIENCE = timedelta(seconds=10)  # for a statement
 LONGEST_WAIT = timedelta(seconds=5)  # for a connection
+LAST_WAIT = timedelta(seconds=1)  # at the end, for calls under way and for servers to hang up
 
 if TYPE_CHECKING:
     Connection: TypeAlias = asyncpg.pool.PoolConnectionProxy[asyncpg.Record]
@@ -38,6 +40,10 @@ class Unavailable(Exception):  # noqa: N818 — a state of Postgres, not a mista
 
     The message names the kind of trouble and repeats no value.
     """
+
+
+class ReadOnly(Unavailable):
+    """A Postgres is there, and it only reads: a standby, or a primary that was told to.  The primary is waited for."""
 
 
 class UnsuitableError(Exception):
@@ -56,6 +62,7 @@ class Database:
     ) -> None:
         self._pool = pool
         self._address = address
+        self._left = address.primary.left
         self._waited = waited
 
     @classmethod
@@ -69,13 +76,21 @@ class Database:
         patience: timedelta = PATIENCE,
         wait: timedelta = LONGEST_WAIT,
         waited: Callable[[timedelta], None] | None = None,
+        primary: Primary | None = None,
     ) -> Self:
         """Open `size` connections; `pinned` ones keep to the plans that suit a queue.
 
         `patience` is how long a statement may take, unless a call says less; `wait`, how long a caller waits for a
-        connection.  `waited` is told how long each one did.
+        connection.  `waited` is told how long each one did.  Pools that share a `primary` leave it together.
         """
-        address = Address(dsn=dsn, application=application, pinned=pinned, patience=patience, wait=wait)
+        address = Address(
+            dsn=dsn,
+            application=application,
+            pinned=pinned,
+            patience=patience,
+            wait=wait,
+            primary=primary or Primary(),
+        )
         with address.connecting():
             pool = await asyncpg.create_pool(
                 **address.arguments(),
@@ -83,6 +98,7 @@ class Database:
                 min_size=0,  # who needs a connection opens it again, with a word about what is wrong
                 max_size=size,
                 max_inactive_connection_lifetime=0,
+                connect=address.primary.connect,
                 init=refuse_unsuitable,
                 reset=leave_as_it_is,
             )
@@ -113,6 +129,8 @@ class Database:
         except BaseException as error:
             if is_unsure(error):
                 cut(connection)
+            if isinstance(error, BROKEN):
+                self._address.primary.leave(type(error).__name__)
             if reason := why_unavailable(error, connection):
                 raise Unavailable(reason) from error
             raise
@@ -145,27 +163,39 @@ class Database:
         async with self._address.session() as session:
             yield session
 
+    @property
+    def left(self) -> int:
+        """How often the primary was left: at another count it may be another server, with another clock."""
+        return self._address.primary.left
+
     async def close(self) -> None:
         """Wait a little for the calls under way, and cut what is left."""
         try:
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(LAST_WAIT.total_seconds()):
                 await self._pool.close()
         except TimeoutError:
             self._pool.terminate()
 
     async def _acquire(self) -> Connection:
         """A free connection; one that was lost is opened again, with a few quick tries while Postgres restarts."""
-        began, wait = time.monotonic(), self._address.wait.total_seconds()
+        began = time.monotonic()
         with self._address.connecting():
             try:
-                connection = await self._pool.acquire(timeout=wait)
+                connection = await self._take()
             except REPAIRABLE:
                 async for attempt in quick_tries():
                     with attempt:
-                        connection = await self._pool.acquire(timeout=wait)
+                        connection = await self._take()
         if self._waited:
             self._waited(timedelta(seconds=time.monotonic() - began))
         return connection
+
+    async def _take(self) -> Connection:
+        """One that was opened since the primary was left last."""
+        if self._left != (left := self._address.primary.left):
+            self._left = left
+            await self._pool.expire_connections()
+        return await self._pool.acquire(timeout=self._address.wait.total_seconds())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -177,6 +207,7 @@ class Address:
     pinned: bool = False
     patience: timedelta = PATIENCE
     wait: timedelta = LONGEST_WAIT
+    primary: Primary = field(default_factory=Primary)
 
     def arguments(self) -> dict[str, Any]:
         """For asyncpg.  The settings go out with the first packet, so neither a role's nor RESET's come before them."""
@@ -189,18 +220,20 @@ class Address:
             "timeout": self.wait.total_seconds(),
             "command_timeout": self.patience.total_seconds() + 1,  # the server's own limit comes first
             "max_cached_statement_lifetime": 0,
-            "target_session_attrs": None if "target_session_attrs" in self.dsn else "read-write",
+            "target_session_attrs": "read-write",  # whatever the DSN says: all that is done here writes
             "server_settings": settings | PINS if self.pinned else settings,
         }
 
     @asynccontextmanager
     async def session(self) -> AsyncIterator[Session]:
         with self.connecting():
-            session = await asyncpg.connect(**self.arguments())
+            session = await self.primary.connect(**self.arguments())
         try:
             await refuse_unsuitable(session)
             yield session
         except BaseException as error:
+            if isinstance(error, BROKEN):
+                self.primary.leave(type(error).__name__)
             if reason := why_unavailable(error, session):
                 raise Unavailable(reason) from error
             raise
@@ -214,6 +247,8 @@ class Address:
             yield
         except asyncpg.ClientConfigurationError as error:
             raise UnsuitableError(f"database: this is no address of a Postgres: {error}") from error
+        except asyncpg.TargetServerAttributeNotMatched as error:
+            raise ReadOnly("Postgres only reads here: it is a standby, or a primary that may not write") from error
         except TimeoutError as error:
             raise Unavailable(
                 f"no connection to Postgres became free within {self.wait.total_seconds():g} s"
@@ -298,6 +333,7 @@ REPAIRABLE = (
     asyncpg.AdminShutdownError,
     asyncpg.CrashShutdownError,
     asyncpg.CannotConnectNowError,
+    asyncpg.TargetServerAttributeNotMatched,  # a standby that is about to be promoted
 )
 
 

@@ -50,6 +50,8 @@ LONGEST_IDLE = timedelta(milliseconds=500)  # between polls
 WORTH_A_TIMER = timedelta(seconds=10)
 PUT_OFF = timedelta(minutes=1)  # a delivery whose outcome cannot be written
 FAILED_JUST_NOW = timedelta(seconds=5)
+TRUST = timedelta(seconds=5)  # so long the others have to draw their lines to a server that is new
+FAREWELL = timedelta(seconds=5)  # at the end, to settle what is done and hand over the rest
 KILLS = 3  # so many processes a delivery may take down before it is buried
 
 
@@ -103,6 +105,8 @@ class Dispatcher:
         self._done: list[Settlement] = []
         self._timers: list[tuple[float, int]] = []  # (monotonic, lane): something may be due there
         self._failed_at = float("-inf")  # a loop, by a bug
+        self._left = database.left
+        self._trusting_until = float("-inf")  # on the monotonic clock: whose line is not seen may be drawing it
         self._polled_at = 0.0  # when all lanes were looked at, on the monotonic clock
         self._work = asyncio.Event()
         self._to_settle = asyncio.Event()
@@ -148,8 +152,9 @@ class Dispatcher:
             task.cancel()
         if self._attempts:
             await asyncio.wait(self._attempts, timeout=1)  # they tell that they were cut off
+        last = asyncio.get_running_loop().time() + FAREWELL.total_seconds()
         with suppress(TimeoutError):
-            async with asyncio.timeout(5):
+            async with asyncio.timeout_at(last):
                 while self._done:
                     self._to_settle.set()
                     await asyncio.sleep(0.01)
@@ -158,10 +163,13 @@ class Dispatcher:
             async with asyncio.timeout(5):
                 await end(*self._attempts)
         failpoint("dispatch.before_give_back")
-        with suppress(Unavailable):
-            await self._outbox.give_back([own.lane for own in self._lanes.values() if own.lane.number not in cut_off])
-            await self._outbox.notify(WAKE, "")
-            await self._outbox.leave(self._number)
+        with suppress(Unavailable, TimeoutError):  # to a Postgres that answers no more nothing can be handed over
+            async with asyncio.timeout_at(max(last, asyncio.get_running_loop().time() + 1)):
+                await self._outbox.give_back(
+                    [own.lane for own in self._lanes.values() if own.lane.number not in cut_off]
+                )
+                await self._outbox.notify(WAKE, "")
+                await self._outbox.leave(self._number)
         self._lanes.clear()
         if self._presence is not None:
             await self._presence.close()
@@ -207,7 +215,11 @@ class Dispatcher:
         if self._presence is not None:
             await self._presence.close()
         presence = Presence(
-            self._database, dispatcher=number, woken=self._heard, destinations_changed=self._heard_of_destinations
+            self._database,
+            dispatcher=number,
+            woken=self._heard,
+            destinations_changed=self._heard_of_destinations,
+            lost=lambda reason: self._metrics.presence_lost.labels(reason).inc(),
         )
         await presence.open()
         self._number, self._presence = number, presence
@@ -237,6 +249,11 @@ class Dispatcher:
             self._lose(lane.lane for lane in list(self._lanes.values()))
             return
         self._lease_ends = asked + self._lease.total_seconds()
+        if self._left != self._database.left:
+            self._left = self._database.left
+            self._begin_anew()
+        if self._presence is not None and not await self._outbox.sees(self._number):
+            self._presence.redraw()
         standing = await self._outbox.owned(self._number)
         self._lose(
             [own.lane for own in list(self._lanes.values()) if (own.lane.number, own.lane.epoch) not in standing]
@@ -277,7 +294,7 @@ class Dispatcher:
         staying = [own for own in self._lanes.values() if not own.leaving and own.lane.destination in destinations]
         for own in staying[share:]:
             self._leave(own)
-        if len(staying) < share and not self._stopping:
+        if len(staying) < share and not self._stopping and time.monotonic() > self._trusting_until:
             failpoint("dispatch.before_lease")
             lanes = await self._outbox.lease(self._number, destinations, share - len(staying))
             failpoint("dispatch.leased")
@@ -307,6 +324,18 @@ class Dispatcher:
             own.rewind(min(self._floor, floor))  # lower than before where a clock was set back
         self._floor = floor
         self._destinations_changed = True
+        self._work.set()
+
+    def _begin_anew(self) -> None:
+        """Postgres was started again, or another server took over.
+
+        Advisory locks did not come along, so for a moment nobody is seen to live: nobody's lanes are taken then.
+        What was committed last may not have come along either, and its clock may be another: all is read again.
+        """
+        self._trusting_until = time.monotonic() + TRUST.total_seconds()
+        self._floor = BEGINNING
+        for own in self._lanes.values():
+            own.rewind(BEGINNING)
         self._work.set()
 
     def _lose(self, lanes: Iterable[Lane]) -> None:

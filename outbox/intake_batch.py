@@ -7,14 +7,17 @@ those that came while the last batch was being written are the next one.
 import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from observability.failpoints import failpoint
 from outbox.database import Unavailable
+from outbox.ending import end
 from outbox.store import Arrival, Buckets, Outbox, Seen, Stored
 
 LARGEST = 500  # arrivals in one statement
-LONGEST_QUEUE = 10_000  # arrivals that may wait; beyond it the door says 503 before memory grows
+LONGEST_QUEUE = 10_000  # arrivals that may wait, and
+HEAVIEST_QUEUE = 16 * 1024 * 1024  # bytes of what is kept of them; beyond either the door says 503 before memory grows
+LAST_WAIT = timedelta(seconds=2)  # at the end, for what is being written: its senders do not wait for longer
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,14 +44,16 @@ class IntakeBatch:
         self._sizes = sizes
         self._free = connections
         self._waiting: list[Waiting] = []
+        self._weight = 0  # of what waits, in bytes
         self._writing: set[asyncio.Task[None]] = set()
 
     async def add(self, arrival: Arrival) -> Stored | Seen:
         """Durable when it returns; raises Unavailable when that is not known."""
-        if len(self._waiting) >= LONGEST_QUEUE:
+        if len(self._waiting) >= LONGEST_QUEUE or self._weight >= HEAVIEST_QUEUE:
             raise Unavailable("too many requests wait for the database")
         answer: asyncio.Future[Stored | Seen] = asyncio.get_running_loop().create_future()
         self._waiting.append(Waiting(arrival, answer))
+        self._weight += len(arrival.data)
         if self._free:
             self._free -= 1
             task = asyncio.create_task(self._write())
@@ -57,9 +62,10 @@ class IntakeBatch:
         return await answer
 
     async def close(self) -> None:
-        """Whatever waits is written first."""
-        while self._writing:
-            await asyncio.wait(self._writing)
+        """Whatever waits is written first; but on a Postgres that does not answer, nobody waits for it any more."""
+        if self._writing:
+            await asyncio.wait(self._writing, timeout=LAST_WAIT.total_seconds())
+        await end(*self._writing)
 
     async def _write(self) -> None:
         try:
@@ -80,6 +86,7 @@ class IntakeBatch:
         """Those whose sender still waits: who was told to come back brings it again."""
         waiting = [waiting for waiting in self._waiting if not waiting.answer.done()]
         batch, self._waiting = waiting[:LARGEST], waiting[LARGEST:]
+        self._weight = sum(len(waiting.arrival.data) for waiting in self._waiting)
         return batch
 
     async def _store(self, batch: list[Waiting]) -> None:

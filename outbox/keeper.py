@@ -222,6 +222,10 @@ class Server:
         (Postgres 18 never ends if it is told to while it begins anew after the crash of one of its children.)
         """
         assert self._process
+        for stopped in everybody():  # somebody froze them: so they would neither end nor be told to
+            if serves(stopped, self._cluster):
+                with contextlib.suppress(OSError):
+                    os.kill(stopped, signal.SIGCONT)
         for hint, patience in ((signal.SIGINT, FAST), (signal.SIGQUIT, 5), (signal.SIGKILL, None)):
             self._process.send_signal(hint)
             with contextlib.suppress(subprocess.TimeoutExpired):

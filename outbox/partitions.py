@@ -15,7 +15,7 @@ from random import random
 import asyncpg
 
 from observability.failpoints import failpoint
-from outbox.database import Database, Unavailable
+from outbox.database import SESSION, Database, Unavailable
 from outbox.store import Buckets
 
 AHEAD = 7  # days for which events find a partition
@@ -155,7 +155,7 @@ class Partitions:
                     try:
                         await connection.execute(sql)
                     finally:
-                        await connection.execute("RESET lock_timeout")
+                        await connection.execute(f"SET lock_timeout = '{SESSION['lock_timeout']}'")
             except Unavailable as error:
                 if attempt == TRIES - 1 or not isinstance(error.__cause__, asyncpg.LockNotAvailableError):
                     raise

@@ -379,6 +379,13 @@ class Outbox:
         )
         return {row["id"]: frozenset(row["destinations"]) for row in rows} or None
 
+    async def sees(self, dispatcher: int) -> bool:
+        """Whether the server that we write to knows the line of this dispatcher: else that leads to another server."""
+        seen: bool = await self._dispatch.fetchval(
+            "SELECT EXISTS (SELECT FROM present_dispatchers WHERE id = $1)", dispatcher
+        )
+        return seen
+
     async def lease(self, dispatcher: int, destinations: Sequence[int], most: int) -> list[Lane]:
         """Take over lanes that nobody owns who lives, `most` of them; each gets a new epoch."""
         rows = await self._dispatch.fetch(
@@ -393,7 +400,8 @@ class Outbox:
                    FOR UPDATE SKIP LOCKED
             )
             UPDATE lanes
-               SET owner = $1, epoch = epoch + 1
+               SET owner = $1,  -- its epoch is also later than any that was given on a primary which is lost
+                   epoch = greatest(epoch + 1, (extract(epoch FROM clock_timestamp()) * 1000000)::bigint)
               FROM free
              WHERE lanes.lane = free.lane
             RETURNING lanes.lane, lanes.destination, lanes.epoch, free.owner IS NOT NULL AS vanished

@@ -10,9 +10,11 @@ from datetime import UTC, datetime, timedelta
 
 from observability.failpoints import failpoint
 from outbox.database import Unavailable
+from outbox.ending import end
 from outbox.store import WAKE, Outbox
 
 PACE = timedelta(milliseconds=5)  # at most one notification in this time
+LAST_WAIT = timedelta(seconds=1)
 LONGEST = 300  # lanes in one notification: its payload is limited to 8,000 bytes
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -35,8 +37,11 @@ class Waker:
             self._telling = asyncio.create_task(self._tell())
 
     async def close(self) -> None:
+        """What is to be told is told first, if Postgres takes it."""
         if self._telling is not None:
-            await self._telling
+            await asyncio.wait((self._telling,), timeout=LAST_WAIT.total_seconds())
+        if self._telling is not None:
+            await end(self._telling)
 
     async def _tell(self) -> None:
         try:

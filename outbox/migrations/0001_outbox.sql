@@ -23,7 +23,8 @@ CREATE TABLE destinations (
 );
 
 CREATE TABLE dispatchers (
-    id          bigint      GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    -- by chance: a counter could give a number again that was given on a primary which is lost
+    id          integer     PRIMARY KEY DEFAULT (random() * 2147483646)::integer,
     name        text        NOT NULL,  -- host:pid, for people
     started_at  timestamptz NOT NULL DEFAULT clock_timestamp(),
     lease_until timestamptz NOT NULL,
@@ -43,19 +44,21 @@ CREATE TABLE lanes (
     UNIQUE (destination, shard)
 ) WITH (fillfactor = 50);
 
--- A dispatcher lives while its lease runs and its process holds its advisory lock (class 20928, outbox.store.ALIVE).
+-- A dispatcher is present while its process holds its advisory lock (class 20928, outbox.store.ALIVE) on this server,
+-- and lives while its lease runs besides.
+CREATE VIEW present_dispatchers AS
+SELECT objid::bigint AS id
+  FROM pg_locks
+ WHERE locktype = 'advisory'
+   AND classid = 20928
+   AND objsubid = 2
+   AND granted
+   AND database = (SELECT oid FROM pg_database WHERE datname = current_database());
 CREATE VIEW living_dispatchers AS
 SELECT d.id, d.leaving, d.destinations
   FROM dispatchers AS d
  WHERE d.lease_until > clock_timestamp()
-   AND EXISTS (SELECT
-                 FROM pg_locks AS l
-                WHERE l.locktype = 'advisory'
-                  AND l.classid = 20928
-                  AND l.objid = d.id::oid
-                  AND l.objsubid = 2
-                  AND l.granted
-                  AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database()));
+   AND d.id IN (SELECT id FROM present_dispatchers);
 
 -- Destinations that somebody who lives delivers to.
 CREATE VIEW served_destinations AS
