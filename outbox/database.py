@@ -18,6 +18,7 @@ from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_delay, w
 
 from observability.failpoints import failpoint
 from observability.names import LogEvent
+from outbox.ending import end
 from outbox.primary import Primary
 
 SCHEMA = "sluicegate"
@@ -58,12 +59,19 @@ class Database:
     """
 
     def __init__(
-        self, pool: "asyncpg.Pool[asyncpg.Record]", address: "Address", *, waited: Callable[[timedelta], None] | None
+        self,
+        pool: "asyncpg.Pool[asyncpg.Record]",
+        address: "Address",
+        *,
+        size: int,
+        waited: Callable[[timedelta], None] | None,
     ) -> None:
         self._pool = pool
         self._address = address
+        self._size = size
         self._left = address.primary.left
         self._waited = waited
+        self._retiring: set[asyncio.Task[None]] = set()
 
     @classmethod
     async def connect(
@@ -92,17 +100,8 @@ class Database:
             primary=primary or Primary(),
         )
         with address.connecting():
-            pool = await asyncpg.create_pool(
-                **address.arguments(),
-                init_size=size,
-                min_size=0,  # who needs a connection opens it again, with a word about what is wrong
-                max_size=size,
-                max_inactive_connection_lifetime=0,
-                connect=address.primary.connect,
-                init=refuse_unsuitable,
-                reset=leave_as_it_is,
-            )
-        return cls(pool, address, waited=waited)
+            pool = await address.pool(size, opened=size)
+        return cls(pool, address, size=size, waited=waited)
 
     async def fetch(self, sql: str, *arguments: object, timeout: timedelta | None = None) -> list[asyncpg.Record]:
         async with self.connection() as connection:
@@ -123,7 +122,7 @@ class Database:
     @asynccontextmanager
     async def connection(self) -> AsyncIterator[Connection]:
         """A connection for a few calls.  It goes back as it is: what is set in a session, or listened to, stays so."""
-        connection = await self._acquire()
+        pool, connection = await self._acquire()
         try:
             yield connection
         except BaseException as error:
@@ -138,7 +137,7 @@ class Database:
             with suppress(*BROKEN, asyncpg.InterfaceError):  # one that was cut has left the pool already
                 if connection.is_in_transaction():
                     connection.terminate()
-                await self._pool.release(connection, timeout=1)
+                await pool.release(connection, timeout=1)
 
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[Connection]:
@@ -170,32 +169,37 @@ class Database:
 
     async def close(self) -> None:
         """Wait a little for the calls under way, and cut what is left."""
-        try:
-            async with asyncio.timeout(LAST_WAIT.total_seconds()):
-                await self._pool.close()
-        except TimeoutError:
-            self._pool.terminate()
+        await close_pool(self._pool, LAST_WAIT)
+        await end(*self._retiring)
 
-    async def _acquire(self) -> Connection:
+    async def _acquire(self) -> tuple["asyncpg.Pool[asyncpg.Record]", Connection]:
         """A free connection; one that was lost is opened again, with a few quick tries while Postgres restarts."""
         began = time.monotonic()
         with self._address.connecting():
             try:
-                connection = await self._take()
+                pool, connection = await self._take()
             except REPAIRABLE:
                 async for attempt in quick_tries():
                     with attempt:
-                        connection = await self._take()
+                        pool, connection = await self._take()
         if self._waited:
             self._waited(timedelta(seconds=time.monotonic() - began))
-        return connection
+        return pool, connection
 
-    async def _take(self) -> Connection:
-        """One that was opened since the primary was left last."""
-        if self._left != (left := self._address.primary.left):
-            self._left = left
-            await self._pool.expire_connections()
-        return await self._pool.acquire(timeout=self._address.wait.total_seconds())
+    async def _take(self) -> tuple["asyncpg.Pool[asyncpg.Record]", Connection]:
+        """One that was opened since the primary was left last, and the pool that it goes back to."""
+        if self._left != self._address.primary.left:
+            await self._retire()
+        pool = self._pool
+        return pool, await pool.acquire(timeout=self._address.wait.total_seconds())
+
+    async def _retire(self) -> None:
+        """Begin with a pool that is empty.  Who has a connection of the old one may end what it does, all others go."""
+        self._left = self._address.primary.left
+        retired, self._pool = self._pool, await self._address.pool(self._size)
+        task = asyncio.create_task(close_pool(retired, self._address.patience))
+        self._retiring.add(task)
+        task.add_done_callback(self._retiring.discard)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -223,6 +227,19 @@ class Address:
             "target_session_attrs": "read-write",  # whatever the DSN says: all that is done here writes
             "server_settings": settings | PINS if self.pinned else settings,
         }
+
+    def pool(self, size: int, *, opened: int = 0) -> "asyncpg.Pool[asyncpg.Record]":
+        """To be awaited, which opens so many of its connections."""
+        return asyncpg.create_pool(
+            **self.arguments(),
+            init_size=opened,
+            min_size=0,  # who needs a connection opens it again, with a word about what is wrong
+            max_size=size,
+            max_inactive_connection_lifetime=0,
+            connect=self.primary.connect,
+            init=refuse_unsuitable,
+            reset=leave_as_it_is,
+        )
 
     @asynccontextmanager
     async def session(self) -> AsyncIterator[Session]:
@@ -356,6 +373,16 @@ def why_unavailable(error: BaseException, connection: Connection | Session) -> s
     if isinstance(error, (*BROKEN, *BUSY)) or (isinstance(error, asyncpg.InterfaceError) and is_gone(connection)):
         return f"Postgres did not do it: {type(error).__name__}"
     return None
+
+
+async def close_pool(pool: "asyncpg.Pool[asyncpg.Record]", patience: timedelta) -> None:
+    try:
+        async with asyncio.timeout(patience.total_seconds()):
+            await pool.close()
+    except BaseException as error:
+        pool.terminate()
+        if not isinstance(error, (TimeoutError, *BROKEN, asyncpg.InterfaceError)):
+            raise
 
 
 def cut(connection: Connection) -> None:

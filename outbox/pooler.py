@@ -85,4 +85,6 @@ async def _refuse_lost_notifications(session: Session) -> None:
         async with asyncio.timeout(PATIENCE):
             await heard.wait()
     except TimeoutError as error:
-        raise UnsuitableError(f"database: a pooler between sluicegate and Postgres loses notifications. {MEND}") from error
+        raise UnsuitableError(
+            f"database: a pooler between sluicegate and Postgres loses notifications. {MEND}"
+        ) from error

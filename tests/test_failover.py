@@ -1,0 +1,186 @@
+"""The server changes under open sockets: it is killed, made read-only, falls silent, and another one takes over."""
+
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.client import HTTPException
+from pathlib import Path
+
+import pytest
+
+from tests.postgres import Postgres, folder_of_servers
+from tests.postgres import ended_with as ended
+from tests.program import Partner, Program, configuration, ended_with, order, partner, until
+from tests.way import Switch, opened
+
+MIGRATE = "import asyncio, os; from outbox.database import migrate; asyncio.run(migrate(os.environ['DSN']))"
+
+
+@pytest.fixture(scope="module")
+def made() -> Iterator[Postgres]:
+    """A server with the schema in place, stopped, to be copied."""
+    with folder_of_servers() as folder:
+        server = Postgres(folder, "made")
+        with ended(server):
+            server.make()
+            dsn = server.dsn("sluicegate", user="sluicegate")
+            subprocess.run([sys.executable, "-c", MIGRATE], env={**os.environ, "DSN": dsn}, check=True)
+            server.stop()
+            yield server
+
+
+@dataclass
+class Pair:
+    """A primary and its standby, and the name that leads to the one that is meant."""
+
+    primary: Postgres
+    standby: Postgres
+    name: Switch
+
+    def fail_over(self) -> None:
+        self.primary.kill()
+        self.name.cut()
+        self.standby.promote()
+        self.name.lead_to(self.standby.port)
+
+    @property
+    def dsn(self) -> str:
+        return self.primary.dsn("sluicegate", user="sluicegate", port=self.name.port)
+
+    @property
+    def environ(self) -> dict[str, str]:
+        return {"DSN": self.dsn}
+
+
+@pytest.fixture
+def pair(made: Postgres) -> Iterator[Pair]:
+    with folder_of_servers() as folder:
+        primary, standby = Postgres(folder, "primary"), Postgres(folder, "standby")
+        with ended(primary, standby), opened(Switch(primary.port)) as name:
+            primary.twin_of(made).start()
+            standby.twin_of(made, standby_of=primary).start()
+            primary.execute("ALTER SYSTEM SET synchronous_standby_names = 'standby'")
+            primary.execute("SELECT pg_reload_conf()")
+            until(
+                lambda: primary.fetchval("SELECT 1 FROM pg_stat_replication WHERE sync_state = 'sync'"), 10, "standby"
+            )
+            yield Pair(primary, standby, name)
+
+
+@pytest.fixture
+def sink() -> Iterator[Partner]:
+    with partner() as sink:
+        yield sink
+
+
+@contextmanager
+def running(folder: Path, sink: Partner, pair: Pair) -> Iterator[Program]:
+    program = Program(folder, configuration(partner=sink.address, database="env:DSN"), environ=pair.environ)
+    with ended_with(program):
+        program.start()
+        yield program
+
+
+@dataclass
+class Senders:
+    """They post as fast as they are answered, each its own orders, and know what was acknowledged."""
+
+    program: Program
+    accepted: dict[str, bytes] = field(default_factory=dict)
+    refused: int = 0
+    stopping: bool = False
+
+    def post(self) -> None:
+        while not self.stopping:
+            body = order()
+            try:
+                answer = self.program.post(body)
+            except (OSError, HTTPException):
+                continue
+            if answer.status == 202:
+                self.accepted[str(answer.json["id"])] = body
+            else:
+                assert answer.status == 503, answer
+                self.refused += 1
+                time.sleep(0.02)
+
+    def await_more(self, number: int) -> None:
+        wanted = len(self.accepted) + number
+        until(lambda: len(self.accepted) >= wanted, 30, "acknowledgement")
+
+
+@contextmanager
+def sending(program: Program, number: int = 4) -> Iterator[Senders]:
+    senders = Senders(program)
+    threads = [threading.Thread(target=senders.post, daemon=True) for _ in range(number)]
+    for thread in threads:
+        thread.start()
+    try:
+        yield senders
+    finally:
+        senders.stopping = True
+        for thread in threads:
+            thread.join()
+
+
+def test_a_synchronous_standby_that_takes_over_has_all_that_was_acknowledged(
+    tmp_path: Path, sink: Partner, pair: Pair
+) -> None:
+    with running(tmp_path, sink, pair) as program:
+        program.ready()
+        with sending(program) as senders:
+            senders.await_more(100)
+            pair.fail_over()
+            senders.await_more(50)
+        until(lambda: set(senders.accepted) <= sink.events(), 20, "delivery of all that was acknowledged")
+        left = [line["reason"] for line in program.log("postgres.left")]
+        assert 1 <= len(left) <= 6, left
+        keys = {(received.event, received.key) for received in list(sink.received)}
+        assert len({event for event, _ in keys}) == len(keys), "sent twice under another key"
+        assert program.stop() == 0
+
+
+def test_a_primary_that_was_made_read_only_is_left_by_every_connection_and_its_successor_found(
+    tmp_path: Path, sink: Partner, pair: Pair
+) -> None:
+    """Nobody cuts a socket: on the old one reads, LISTEN and locks would go on for ever."""
+    with running(tmp_path, sink, pair) as program:
+        program.ready()
+        program.accept()
+        pair.primary.execute("ALTER SYSTEM SET default_transaction_read_only = on")
+        pair.primary.execute("SELECT pg_reload_conf()")
+        until(
+            lambda: "only reads" in str(program.get("/ready").json["missing"]), 10, "word of a server that only reads"
+        )
+        assert program.post(order()).status == 503
+        pair.standby.promote()
+        pair.name.lead_to(pair.standby.port)
+        program.ready()
+        event = program.accept()
+        until(lambda: event in sink.events(), 10, "delivery")
+        there = "SELECT nullif(count(*), 0) FROM pg_stat_activity WHERE usename = 'sluicegate'"
+        until(lambda: pair.primary.fetchval(there) is None, 15, "server that nobody is connected to")
+        assert program.metric('sluicegate_presence_lost_total{reason="elsewhere"}') >= 1
+
+
+def test_a_standby_is_waited_for_until_it_is_the_primary(tmp_path: Path, sink: Partner, pair: Pair) -> None:
+    pair.name.lead_to(pair.standby.port)
+    with running(tmp_path, sink, pair) as program:
+        until(lambda: "serve.starting" in program.output, 20, "start")
+        until(lambda: program.log("postgres.away"), 20, "word")
+        assert program.log("postgres.away")[0]["reason"] == "ReadOnly"
+        ready = program.get("/ready")
+        assert (ready.status, ready.json["missing"]) == (
+            503,
+            ["the database only reads: a standby answers, and the primary is waited for"],
+        )
+        pair.primary.stop()
+        pair.standby.promote()
+        program.ready()
+        event = program.accept()
+        until(lambda: event in sink.events(), 10, "delivery")
