@@ -655,6 +655,7 @@ class Dispatcher:
             self._done = [s for s in self._done if self._owns(s)]  # the others' successor has them
             batch = self._done[:LARGEST_SETTLE]
             if not batch:
+                self._settling_fails = False  # what could not be written is the others' now
                 self._to_settle.clear()
                 await self._to_settle.wait()
                 continue

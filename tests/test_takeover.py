@@ -230,3 +230,30 @@ async def test_a_delivery_that_kills_is_found_also_where_many_of_another_subject
         await house.drained(20)
     assert len(attempted) == 3
     assert await house.intake.fetchval("SELECT event_id FROM dead_letters") == poison
+
+
+async def test_a_dispatcher_that_could_not_settle_and_lost_its_lane_meanwhile_goes_on(house: House) -> None:
+    """What it had done is its successor's to do again; that nothing is left to settle must not keep it from starting."""
+    answer = asyncio.Event()
+
+    async def waits(_: Delivery) -> Outcome:
+        await answer.wait()
+        return Delivered()
+
+    await house.destination("ledger")
+    partner = Partner(waits)
+    blocked = "SELECT pid FROM pg_locks WHERE relation = 'pending'::regclass AND NOT granted"
+    async with house.dispatching(house.target("ledger", partner)) as dispatcher:
+        event = await house.accept("ledger")
+        await until(lambda: partner.asked)
+        [before] = dispatcher._lanes.values()
+        async with house.intake.transaction() as operator:
+            await operator.execute("LOCK TABLE pending IN ACCESS EXCLUSIVE MODE")
+            answer.set()
+            await until(lambda: house.intake.fetch(blocked), what="a settle that cannot be written")
+            await house.intake.execute("UPDATE lanes SET owner = NULL, epoch = epoch + 1")
+            await until(lambda: before not in dispatcher._lanes.values(), what="another lease")
+            await house.intake.execute(f"SELECT pg_cancel_backend(pid) FROM ({blocked}) AS waiting")
+            await until(lambda: not dispatcher._done)
+        await house.drained()
+    assert {delivery.event.id for delivery in partner.asked} == {event}

@@ -4,7 +4,7 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable, Collection
 
-from chaos.faults import fault, not_built
+from chaos.faults import fault
 from chaos.partner import WELL, Mood
 from chaos.stage import FORGETFUL, IN_ORDER, KEEPER, Plan, Stage
 
@@ -228,4 +228,3 @@ async def fifty_at_once(stage: Stage) -> None:
     await stage.recovered()
 
 
-not_built("51", "Odoo webhooks lost while the gateway is away", "reconciliation sweeps Odoo in a later release")
