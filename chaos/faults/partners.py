@@ -226,5 +226,3 @@ async def fifty_at_once(stage: Stage) -> None:
         ids |= {(s.n, s.event) for s in stage.sent() if s.n == n and s.event}
     stage.demand(len(ids) == 5, f"each has one id: {len(ids)}")
     await stage.recovered()
-
-
