@@ -138,6 +138,7 @@ async def stored(dsn: str) -> list[Stored]:
                      ON (p.event_id, p.destination) = (e.id, d.id)
               LEFT JOIN sluicegate.dead_letters AS dead ON (dead.event_id, dead.destination) = (e.id, d.id)
               LEFT JOIN sluicegate.discards AS gone ON (gone.event_id, gone.destination) = (e.id, d.id)
+             WHERE e.data ->> 'id' IS NOT NULL
             """,
             ENDED_WELL,
         )

@@ -11,7 +11,9 @@ from pathlib import Path
 
 import aiohttp
 import asyncpg
+from cryptography.hazmat.primitives.serialization import Encoding
 
+from chaos.certificates import authority
 from chaos.checker import Evidence, Verdict, check, doubled
 from chaos.ledger import Disturbance, Ledger, Sample, Sent, lines
 from chaos.load import CANARY, OTHER_SECRET, SECRET, Load
@@ -53,11 +55,13 @@ policies:
 routes:
   all:      {when: {type: shop.order.*}, to: [keeper, forgetful]}
   in-order: {when: {type: shop.order.*}, to: [line], order: subject}
+ROUTES
 destinations:
   keeper:    {connector: http, url: "PARTNER/keeper", MANNERS}
   forgetful: {connector: http, url: "PARTNER/forgetful", MANNERS}
   line:      {connector: http, url: "PARTNER/line", MANNERS}
 DESTINATIONS
+SYSTEMS
 OBSERVABILITY
 """
 MANNERS = "secret: env:OUT_SECRET, allow: [127.0.0.1/32], timeout: 3s, retry: {first: 100ms, cap: 1s, give_up: 10m}"
@@ -76,7 +80,9 @@ class Plan:
     manners: str = MANNERS
     more: str = ""  # further settings of the source
     sources: str = ""
+    routes: str = ""
     destinations: str = ""
+    systems: str = ""
     observability: str = ""
 
 
@@ -110,7 +116,9 @@ class Stage:
         self.undelivered: set[str] = set()  # where what waits may go on waiting, at the end
         self.replayed: set[tuple[str, str]] = set()
         self.environ = dict(ENVIRON)
-        self.otlp_port = free_port()  # where nobody listens until a fault does
+        self.spare = [free_port() for _ in range(4)]  # where nobody listens until a fault does
+        self.authority = authority()  # whose certificates a destination can be told to trust
+        (folder / "ca.pem").write_bytes(self.authority[1].public_bytes(Encoding.PEM))
         self._broken: list[str] = []
         self._recovered: list[float] = []
         self._disturbances = Ledger(folder / "disturbances.jsonl")
@@ -171,7 +179,11 @@ class Stage:
             "MORE": plan.more,
             "SOURCES": plan.sources,
             "DESTINATIONS": plan.destinations.replace("MANNERS", plan.manners),
-            "OBSERVABILITY": plan.observability.replace("OTLP", str(self.otlp_port)),
+            "OBSERVABILITY": plan.observability,
+            "ROUTES": plan.routes,
+            "SYSTEMS": plan.systems,
+            "AUTHORITY": str(self.folder / "ca.pem"),
+            **{f"SPARE{n}": str(port) for n, port in enumerate(self.spare, start=1)},
         }
 
     async def _make_a_token(self) -> str:

@@ -7,6 +7,5 @@ not_built(
     40, "the key that encrypts keys is gone", "no keys are stored encrypted yet: secrets come from env: and file:"
 )
 not_built(42, "a migration under traffic", "there is one migration yet")
-not_built(43, "a bulk replay whose runner is killed", "a replay is one transaction yet, and has no runner")
 not_built(51, "Odoo webhooks lost while the gateway is away", "nothing sweeps Odoo yet")
 not_built(52, "an audit row is changed by a superuser", "the audit is not chained yet")

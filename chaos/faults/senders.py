@@ -169,7 +169,7 @@ async def flood(stage: Stage) -> None:
 
 
 @fault(47, "the collector of traces is away, then a black hole", Plan(
-    observability='observability: {otlp: "http://127.0.0.1:OTLP", sample: 1.0}', dispatchers=1,
+    observability='observability: {otlp: "http://127.0.0.1:SPARE1", sample: 1.0}', dispatchers=1,
 ))  # fmt: skip
 async def no_collector(stage: Stage) -> None:
     """Nobody listens; then somebody does and says nothing."""
@@ -180,7 +180,7 @@ async def no_collector(stage: Stage) -> None:
         while await reader.read(65536):
             pass
 
-    server = await asyncio.start_server(say_nothing, "127.0.0.1", stage.otlp_port)
+    server = await asyncio.start_server(say_nothing, "127.0.0.1", stage.spare[0])
     stage.injected = 2
     try:
         await asyncio.sleep(5)
