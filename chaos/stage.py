@@ -4,9 +4,9 @@ import asyncio
 import base64
 import shutil
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import aiohttp
@@ -77,6 +77,7 @@ class Plan:
     proxied: tuple[str, ...] = ()  # programs whose names begin so reach Postgres through a proxy, `stage.line`
     tmpfs: int = 0  # MiB of a file system of its own for a Postgres of its own
     partners_proxied: bool = False  # and the partners through another, `stage.partners_line`
+    failpoints: Mapping[str, str] = field(default_factory=dict)  # by program, in its first life
     manners: str = MANNERS
     more: str = ""  # further settings of the source
     sources: str = ""
@@ -147,7 +148,7 @@ class Stage:
         self.gateways = [self.program(f"gateway-{n + 1}", "gateway") for n in range(plan.gateways)]
         self.dispatchers = [self.program(f"dispatcher-{n + 1}", "dispatcher") for n in range(plan.dispatchers)]
         for program in self.programs:
-            program.start()
+            program.start(plan.failpoints.get(program.name, ""))
         await asyncio.gather(*(program.ready() for program in self.programs))
         for program in self.programs:
             program.supervise()

@@ -14,15 +14,18 @@ from chaos.faults import all_faults
 from chaos.postgres import Postgres
 from chaos.stage import Plan, Stage
 
+DYING = Plan(
+    rate=15,
+    dispatchers=1,
+    failpoints={"gateway-1": "intake.committed=exit@20", "dispatcher-1": "dispatch.answered=exit@60"},
+)
+
 
 async def test_what_is_killed_in_turn_loses_nothing_and_a_loss_would_be_noticed(tmp_path: Path) -> None:
     async with (
         Postgres.running(tmp_path / "postgres") as postgres,
-        Stage.on(tmp_path / "stage", postgres, Plan(rate=15, dispatchers=1), seed=1) as stage,
+        Stage.on(tmp_path / "stage", postgres, DYING, seed=1) as stage,
     ):
-        await asyncio.gather(
-            stage.gateway.again("intake.committed=exit@3"), stage.dispatcher.again("dispatch.answered=exit@5")
-        )
         async with stage.disturb("both die"):
             died = await asyncio.gather(stage.gateway.dies(60), stage.dispatcher.dies(60))
         async with stage.disturb("Postgres", aftermath=10):
@@ -38,7 +41,7 @@ async def test_what_is_killed_in_turn_loses_nothing_and_a_loss_would_be_noticed(
 
         connection = await asyncpg.connect(stage.dsn)
         await connection.execute(
-            "DELETE FROM sluicegate.attempts WHERE event_id = (SELECT min(event_id) FROM sluicegate.attempts)"
+            "DELETE FROM sluicegate.attempts WHERE event_id = (SELECT event_id FROM sluicegate.attempts LIMIT 1)"
         )
         await connection.close()
         noticed = check(replace(await stage.evidence(), finals=(), samples=()))
