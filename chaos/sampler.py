@@ -13,7 +13,7 @@ from chaos.ledger import Ledger, Process, Sample
 from outbox.event import OutcomeKind
 
 ENDED_WELL = [int(OutcomeKind.DELIVERED), int(OutcomeKind.DUPLICATE)]
-AWAY = (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, TimeoutError)
+AWAY = (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError, TimeoutError)
 
 
 class Sampler:

@@ -64,7 +64,7 @@ async def backend_killed(stage: Stage) -> None:
             stage.postgres.kill_a_backend(chance.choice)
             await asyncio.sleep(0.1)
             await stage.postgres.back()
-        stage.demand(await stage.recovered() < 5, "work again within 5 s after Postgres")
+        await stage.recovered(at_most=5)
 
 
 async def restarts(stage: Stage, number: signal.Signals) -> None:
@@ -74,7 +74,7 @@ async def restarts(stage: Stage, number: signal.Signals) -> None:
             stage.postgres.send_signal(number, only_first=True)
             await asyncio.sleep(0.1)
             await stage.postgres.back()
-        stage.demand(await stage.recovered() < 5, "work again within 5 s after Postgres")
+        await stage.recovered(at_most=5)
 
 
 @fault("11e", "Postgres is away for longer than a lease")
@@ -84,7 +84,7 @@ async def away(stage: Stage) -> None:
             await asyncio.sleep(12)
             await says_unavailable(stage)
         await stage.postgres.back()
-    stage.demand(await stage.recovered() < 5, "work again within 5 s after Postgres")
+    await stage.recovered(at_most=5)
 
 
 @fault(12, "Postgres frozen: every process of it stopped")
@@ -96,7 +96,7 @@ async def frozen(stage: Stage) -> None:
             await is_not_ready(stage)
             await asyncio.sleep(4)
         await stage.postgres.back()
-    stage.demand(await stage.recovered() < 5, "work again within 5 s after Postgres")
+    await stage.recovered(at_most=5)
 
 
 @fault(13, "a black hole between the program and Postgres", PROXIED)
@@ -108,7 +108,7 @@ async def black_hole(stage: Stage) -> None:
         await is_not_ready(stage)
         await asyncio.sleep(4)
         stage.line.becomes(stage.line.weather.like(black_hole=False))
-    stage.demand(await stage.recovered() < 5, "work again within 5 s after the line is good")
+    await stage.recovered(at_most=5)
 
 
 @fault("13b", "every connection to Postgres is reset at once", PROXIED)
@@ -117,7 +117,7 @@ async def all_reset(stage: Stage) -> None:
         async with stage.disturb("reset", aftermath=3):
             stage.line.reset_all()
         await asyncio.sleep(0.5)
-    stage.demand(await stage.recovered() < 5, "work again within 5 s")
+    await stage.recovered(at_most=5)
 
 
 async def says_unavailable(stage: Stage) -> None:
@@ -128,7 +128,7 @@ async def says_unavailable(stage: Stage) -> None:
     sent = await stage.load.post(n, body, headers=signed(body, id=stage.load.id_of(n)))
     took = time.monotonic() - began
     stage.demand(sent.status == 503, f"a post is answered 503, not {sent.status}")
-    stage.demand(took <= 3.5, f"in 3 s, not in {took:.1f}")
+    stage.demand(stage.in_time(took, 3.5), f"in 3 s, not in {took:.1f}")
     stage.note = f"503 in {took:.1f} s"
 
 
@@ -137,7 +137,7 @@ async def is_not_ready(stage: Stage) -> None:
     while await stage.gateway.is_ready() and time.monotonic() - began < 6:
         await asyncio.sleep(0.1)
     took = time.monotonic() - began
-    stage.demand(took <= 5, f"/ready says so within 5 s, not {took:.1f}")
+    stage.demand(stage.in_time(took, 5), f"/ready says so within 5 s, not {took:.1f}")
 
 
 @fault(14, "the disk of Postgres is full", Plan(tmpfs=ROOM, rate=60), why_not=why_no_file_system)
@@ -156,7 +156,7 @@ async def disk_full(stage: Stage) -> None:
         await stage.postgres.back()
     stage.demand(answered <= {503, None, 202}, f"senders hear 503 and nothing worse: {answered}")
     stage.demand(503 in {sent.status for sent in stage.sent()}, "senders hear 503")
-    stage.demand(await stage.recovered() < 10, "it heals by itself when there is room again")
+    await stage.recovered(at_most=10)
 
 
 def fill(stone: Path) -> None:
@@ -180,7 +180,7 @@ async def no_connections(stage: Stage) -> None:
         await says_unavailable(stage)
         await asyncio.sleep(3)
         await stage.postgres.order("ALTER ROLE sluicegate CONNECTION LIMIT -1")
-    stage.demand(await stage.recovered() < 5, "work again within 5 s")
+    await stage.recovered(at_most=5)
 
 
 @fault(16, "Postgres answers 200 ms later", Plan(proxied=("gateway", "dispatcher"), rate=50))
@@ -194,7 +194,7 @@ async def slow(stage: Stage) -> None:
     await stage.recovered()
     p99 = took[int(len(took) * 0.99)] if took else float("inf")
     stage.demand(len(took) > 300, f"the same number is taken in the same time, not {len(took)}")
-    stage.demand(p99 < 2, f"p99 {p99:.2f} s: slower, and no collapse")
+    stage.demand(stage.in_time(p99, 2), f"p99 {p99:.2f} s: slower, and no collapse")
     stage.note = f"p99 {p99 * 1000:.0f} ms meanwhile"
 
 
@@ -232,7 +232,7 @@ async def no_listening(stage: Stage) -> None:
                 """,
                 database=stage.database,
             )
-        stage.demand(await stage.recovered() < 3, "polls cover it")
+        await stage.recovered(at_most=3)
 
 
 @fault("20a", "the clock of the program is an hour ahead", Plan(dispatchers=1))

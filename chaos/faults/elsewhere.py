@@ -129,7 +129,7 @@ async def names(stage: Stage) -> None:
     stage.demand(not reached, "an address inside that is not allowed is never connected to")
     stage.demand(not (await stage.destination("nowhere"))["held"], "a name may resolve again: that is no hold")
     stage.demand(not await stage.dead_letters(), "none is given up")
-    stage.demand(await stage.recovered() < 2, "the others do not notice")
+    await stage.recovered(at_most=2)
 
 
 @fault(32, f"a backlog of {BACKLOG:,}", Plan(rate=10))
@@ -166,7 +166,7 @@ async def backlog(stage: Stage) -> None:
     stage.injected = BACKLOG
     took = [await stage.recovered(without={KEEPER}) for _ in range(10)]
     growth = stage.memory(stage.programs) - before
-    stage.demand(sorted(took)[5] < 1, f"the others do not notice: {sorted(took)[5]:.2f} s")
+    stage.demand(stage.in_time(sorted(took)[5], 1), f"the others do not notice: {sorted(took)[5]:.2f} s")
     stage.demand(growth < 40 * 2**20, f"memory does not depend on it: {growth >> 20} MiB")
     stage.undelivered.add(KEEPER)
     stage.note = f"others in {sorted(took)[5]:.2f} s, {growth / 2**20:+.0f} MiB"
@@ -311,7 +311,7 @@ async def silent_odoo(stage: Stage) -> None:
     await asyncio.sleep(5)
     took = [await stage.recovered() for _ in range(5)]
     growth = stage.memory(stage.dispatchers) - before
-    stage.demand(sorted(took)[2] < 1, f"the others do not notice: {sorted(took)[2]:.2f} s")
+    stage.demand(stage.in_time(sorted(took)[2], 1), f"the others do not notice: {sorted(took)[2]:.2f} s")
     stage.demand(taken, "it was called")
     stage.demand(growth < 40 * 2**20, f"threads are bounded: {growth >> 20} MiB")
     server.close()
