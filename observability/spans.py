@@ -20,6 +20,7 @@ class Span:
     """
 
     __slots__ = (
+        "_span_id",
         "began",
         "below",
         "ended",
@@ -32,7 +33,6 @@ class Span:
         "name",
         "parent",
         "sampled",
-        "span_id",
         "told",
         "trace_id",
     )
@@ -52,7 +52,7 @@ class Span:
         self.name = name
         self.kind = kind
         self.trace_id = trace_id
-        self.span_id = new_span_id()
+        self._span_id = ""
         self.facts = facts  # of two about the same attribute the later one counts
         self.sampled = sampled
         self.parent = parent  # of a head: a span of another process
@@ -64,6 +64,13 @@ class Span:
         self.told: bool | None = None  # of a head: whether its story was exported; None while it goes on
         self.began = time.time_ns()
         self.ended = 0
+
+    @property
+    def span_id(self) -> str:
+        """Made when somebody asks: of most spans nobody does."""
+        if not self._span_id:
+            self._span_id = new_span_id()
+        return self._span_id
 
     @property
     def traceparent(self) -> str:

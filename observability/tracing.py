@@ -101,18 +101,12 @@ class Tracing:
             _PROCESS + destination,
             _CONSUMER,
             trace_id,
-            [
-                *_PROCESSING,
-                (_DESTINATION, destination),
-                (_EVENT_ID, event_id),
-                (_ATTEMPT, number),
-                (_REPLAYED, replayed),
-            ],
+            [],
             sampled=self._recording and (again or (self._chosen(trace_id) if creation is None else creation.sampled)),
             parent=parent,
             links=() if creation is None else (creation,),
         )
-        return Attempt(self, span)
+        return Attempt(self, span, event_id, destination, number, replayed=replayed)
 
     def call(self, method: str, host: str, port: int) -> "Call":
         """One request to a partner, below the attempt (or the request) that this task works on."""
@@ -249,12 +243,18 @@ class Produced:
 class Attempt:
     """A delivery being tried."""
 
-    __slots__ = ("_before", "_span", "_tracing")
+    __slots__ = ("_before", "_destination", "_event_id", "_number", "_replayed", "_span", "_tracing")
     _before: Token[Span | None]
 
-    def __init__(self, tracing: Tracing, span: Span) -> None:
+    def __init__(
+        self, tracing: Tracing, span: Span, event_id: UUID, destination: str, number: int, *, replayed: bool
+    ) -> None:
         self._tracing = tracing
         self._span = span
+        self._event_id = event_id
+        self._destination = destination
+        self._number = number
+        self._replayed = replayed
 
     @property
     def trace_id(self) -> UUID:
@@ -283,7 +283,16 @@ class Attempt:
         self, kind: type[BaseException] | None, raised: BaseException | None, stack: TracebackType | None
     ) -> None:
         current.reset(self._before)
-        self._tracing.end(self._span, raised)
+        span = self._span
+        if span.sampled or span.failed or raised is not None:  # of the others nobody will read the facts
+            span.facts[:0] = (
+                *_PROCESSING,
+                (_DESTINATION, self._destination),
+                (_EVENT_ID, self._event_id),
+                (_ATTEMPT, self._number),
+                (_REPLAYED, self._replayed),
+            )
+        self._tracing.end(span, raised)
 
 
 class Call:

@@ -34,7 +34,7 @@ from outbox.ending import end
 from outbox.event import Connector, Delivered, Delivery, Outcome, OutcomeKind, Pending, Retry, Unknown, kind_of
 from outbox.gate import BackOff, Gate, HoldForCause
 from outbox.lanes import BEGINNING, OwnedLane
-from outbox.overdue import Overdue
+from outbox.overdue import Overdue, Watched
 from outbox.presence import Presence
 from outbox.retry import DELIVERED, Decision, Schedule, Verdict, decide
 from outbox.store import WAKE, Lane, Outbox, Settled, Settlement, Taken, delivery_of
@@ -72,6 +72,11 @@ class Target:
     def repeatable(self) -> bool:
         """The partner keeps idempotency keys: what may have happened may be sent again."""
         return bool(getattr(self.connector, "keeps_keys", False))
+
+    @property
+    def patience(self) -> float:
+        """Seconds after which an attempt is cut off."""
+        return (self.timeout + GRACE).total_seconds()
 
 
 class Dispatcher:
@@ -518,13 +523,14 @@ class Dispatcher:
 
         A task of its own for each would cost as much as all that is done around an attempt.
         """
-        room = await self._attempt(own, taken, target, gate)
-        while room > 0 and self._may_start() and self._targets.get(target.number) is target:
-            if (following := self._next(target.number)) is None:
-                return
-            room = await self._attempt(following, self._begun(following, gate), target, gate)
+        with self._overdue.watched() as watched:
+            room = await self._attempt(own, taken, target, gate, watched)
+            while room > 0 and self._may_start() and self._targets.get(target.number) is target:
+                if (following := self._next(target.number)) is None:
+                    return
+                room = await self._attempt(following, self._begun(following, gate), target, gate, watched)
 
-    async def _attempt(self, own: OwnedLane, taken: Taken, target: Target, gate: Gate) -> int:
+    async def _attempt(self, own: OwnedLane, taken: Taken, target: Target, gate: Gate, watched: Watched) -> int:
         """One try, from the lane to the settle; nothing that goes wrong in it is lost.  How many more may start now."""
         settlement: Settlement | None = None
         outcome: Outcome | None = None
@@ -533,7 +539,7 @@ class Dispatcher:
             if careful and await self._outbox.suspect(taken) >= KILLS:
                 settlement = self._buried(own, taken, target)
             elif self._leased():  # if not, it slept: its successor may be at it
-                settlement, outcome = await self._tried(own, taken, target)
+                settlement, outcome = await self._tried(own, taken, target, watched)
         except Unavailable:
             pass
         except Exception as error:
@@ -552,28 +558,31 @@ class Dispatcher:
                     await self._outbox.clear(taken)
         return room
 
-    async def _tried(self, own: OwnedLane, taken: Taken, target: Target) -> tuple[Settlement, Outcome]:
+    async def _tried(
+        self, own: OwnedLane, taken: Taken, target: Target, watched: Watched
+    ) -> tuple[Settlement, Outcome]:
         assert taken.event is not None
         delivery = delivery_of(taken, target.name, target.schedule.give_up)
-        at, began = self._clock.now(), time.monotonic()
-        replayed = taken.attempts > 0 and taken.attempts == taken.spared
+        at = self._clock.now()
         with self._tracing.attempt(
             taken.event_id,
             target.name,
             delivery.attempt,
             taken.event.traceparent,
             at - taken.event.received_at,
-            replayed=replayed,
+            replayed=taken.attempts > 0 and taken.attempts == taken.spared,
         ) as span:
-            outcome, decision = await self._try(target, taken, delivery)
+            outcome, decision = await self._try(target, taken, delivery, watched)
             span.ended(
                 kind_of(outcome).word,
-                failed=not isinstance(outcome, Pending) and decision.verdict != Verdict.DELIVERED,
+                failed=decision.verdict != Verdict.DELIVERED and not isinstance(outcome, Pending),
             )
-        took = timedelta(seconds=time.monotonic() - began)
+        took = max(self._clock.now() - at, timedelta(0))  # the clock may have been set meanwhile
         return _settlement(own, taken, target, outcome, decision, at, took, span.trace), outcome
 
-    async def _try(self, target: Target, taken: Taken, delivery: Delivery) -> tuple[Outcome, Decision]:
+    async def _try(
+        self, target: Target, taken: Taken, delivery: Delivery, watched: Watched
+    ) -> tuple[Outcome, Decision]:
         """Ask the connector, and judge what it says.
 
         After the first try it is asked first what became of the earlier ones: one may have taken effect though its
@@ -581,7 +590,7 @@ class Dispatcher:
 
         What it raises, or says that is no outcome, is a bug of ours (or its author's) and becomes a retry, with its stack.
         """
-        end = self._overdue.begin(target.timeout + GRACE)
+        watched.begin(target.patience)
         try:
             failpoint("dispatch.before_attempt")
             found = await target.connector.lookup(delivery) if delivery.attempt > 1 else None
@@ -592,14 +601,14 @@ class Dispatcher:
             if isinstance(outcome, Delivered):  # nothing is to be judged
                 return outcome, DELIVERED
         except asyncio.CancelledError:
-            if not self._overdue.cut_off(end):
+            if not watched.was_cut_off:
                 raise
             outcome = Unknown("no end of the attempt in time")
         except Exception as error:
             log.exception(LogEvent.DELIVERY_FAILED, event_id=delivery.event.id, destination=delivery.destination)
             outcome = Retry(f"bug: {type(error).__name__}")
         finally:
-            self._overdue.ended(end)
+            watched.end()
         return outcome, self._decide(target, taken, delivery, outcome)
 
     def _decide(self, target: Target, taken: Taken, delivery: Delivery, outcome: Outcome) -> Decision:

@@ -18,6 +18,7 @@ from uuid import UUID
 
 import odoorpc
 import pytest
+from msgspec.structs import replace as changed
 
 from connectors import (
     Blocked,
@@ -279,7 +280,7 @@ async def test_a_record_that_is_gone_is_refused(world: World, opens: Opens) -> N
 async def test_text_is_never_html(world: World, opens: Opens) -> None:
     due = delivery(await world.record(), remark='<b>x</b><a href="https://evil.example">')
     await opens(world, do="note", text="{data.remark}").deliver(due)
-    await opens(world, do="activity", summary="s", text="{data.remark}").deliver(replace(due, destination="to-do"))
+    await opens(world, do="activity", summary="s", text="{data.remark}").deliver(changed(due, destination="to-do"))
     (activity,) = await world.activities(str(due.event.subject))
     for written in (*await world.notes(str(due.event.subject)), activity["note"]):
         assert "<b>" not in written
@@ -356,7 +357,7 @@ async def test_an_activity_that_was_done_meanwhile_is_not_scheduled_again(stand_
 
 async def test_two_destinations_of_one_event_are_told_apart(stand_in: StandIn, opens: Opens) -> None:
     connector, long = opens(stand_in, **NOTE), delivery(await stand_in.record(), to="order-note")
-    short, wildcard = replace(long, destination="order"), replace(long, destination="order_note")
+    short, wildcard = changed(long, destination="order"), changed(long, destination="order_note")
     assert isinstance(await connector.deliver(long), Delivered)
     assert isinstance(await connector.deliver(short), Delivered)
     assert isinstance(await connector.deliver(wildcard), Delivered)
@@ -611,7 +612,7 @@ async def test_a_delivery_whose_answer_was_lost_is_recognised_at_the_next_try(st
     connector, due = opens(stand_in, **NOTE), delivery(await stand_in.record())
     stand_in.odoo.trouble["message_post"] = Trouble.DO_AND_CUT
     assert isinstance(await connector.deliver(due), Unknown)
-    assert isinstance(await connector.deliver(replace(due, attempt=2)), Duplicate)
+    assert isinstance(await connector.deliver(changed(due, attempt=2)), Duplicate)
     assert len(await stand_in.notes(str(due.event.subject))) == 1
 
 
