@@ -40,7 +40,7 @@ from outbox.destinations import Destinations
 from outbox.dispatcher import Dispatcher, Target
 from outbox.ending import end
 from outbox.intake_batch import IntakeBatch
-from outbox.partitions import Partitions
+from outbox.partitions import LEAST, Partitions
 from outbox.primary import Primary
 from outbox.records import Records
 from outbox.retention import Keep, Retention
@@ -307,8 +307,16 @@ class Service:
             log.error(LogEvent.CLOCK_SKEWED, ahead=round(self.clock.skew.total_seconds(), 1))
 
     async def _make_partitions(self) -> None:
-        ahead = await self.partitions.ensure(self.clock.now())
-        self.metrics.partitions_ahead.report(ahead)
+        """Too few ahead is told in time to mend it, above all when somebody's lock keeps new ones from being made."""
+        now = self.clock.now()
+        try:
+            await self.partitions.ensure(now)
+        finally:
+            ahead = await self.partitions.ahead(now)
+            self.metrics.partitions_ahead.report(ahead)
+            for table, number in ahead.items():
+                if number < LEAST[table]:
+                    log.error(LogEvent.PARTITIONS_LOW, table=table, ahead=number)
 
     async def _drop_what_is_over(self) -> None:
         for name in await self.retention.run(self.clock.now()):

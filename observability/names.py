@@ -126,6 +126,7 @@ class LogEvent(StrEnum):
 
     TASK_FAILED = "task.failed"
     PARTITION_DROPPED = "partition.dropped"
+    PARTITIONS_LOW = "partitions.low"
     BOOKS_UNBALANCED = "books.unbalanced"
 
     SPANS_DROPPED = "spans.dropped"

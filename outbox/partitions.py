@@ -20,8 +20,13 @@ from outbox.store import Buckets
 
 AHEAD = 7  # days for which events find a partition
 BORDER = timedelta(minutes=1)  # around it a dedup key goes into both buckets; far more than a statement may take
-PATIENCE = timedelta(milliseconds=200)  # how long a lock is waited for, each time
-TRIES = 50
+LEAST = {
+    "events": 2,
+    "attempts": 2,
+    "dedup": 1,
+}  # ahead; with less, somebody has to find out what keeps them from being made
+PATIENCE = timedelta(milliseconds=50)  # how long a lock is waited for, each time, and so whoever queues up behind us
+TRIES = 70
 GONE = (asyncpg.UndefinedTableError, asyncpg.ObjectNotInPrerequisiteStateError)  # somebody was quicker
 MAKING = 0x51C2  # the advisory lock of whoever makes a partition
 DAILY = ("events", "attempts")
@@ -47,7 +52,7 @@ class Partitions:
         self._buckets: list[Partition] = []
 
     async def ensure(self, now: datetime) -> dict[str, int]:
-        """Make what is missing of the days and buckets ahead; how many are there beyond the present one, by table."""
+        """Make what is missing of the days and buckets ahead; how many are there then, as `ahead` counts."""
         today = _midnight(now)
         for table in DAILY:
             there = {p.begins for p in await self.of(table)}
@@ -55,6 +60,10 @@ class Partitions:
                 if day not in there:
                     await self._make(table, Partition(f"{table}_{day:%Y%m%d}", day, day + DAY, leaving=False))
         await self._ensure_buckets(today, now)
+        return await self.ahead(now)
+
+    async def ahead(self, now: datetime) -> dict[str, int]:
+        """How many partitions are there beyond the present one, by table."""
         counted = {table: await self.of(table) for table in (*DAILY, "dedup")}
         return {table: sum(p.begins > now for p in partitions) for table, partitions in counted.items()}
 

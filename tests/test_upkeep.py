@@ -6,8 +6,11 @@ from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
+import pytest
 import pytest_asyncio
+from structlog.testing import capture_logs
 
+from outbox import partitions
 from outbox.upkeep import Upkeep
 from tests.house import until
 from tests.serving import Program, order, partner, serving
@@ -49,6 +52,30 @@ async def test_partitions_are_made_ahead_by_the_running_service(program: Program
     await run(program, "partitions")
     assert [p.name for p in await program.service.partitions.of("events")][-1] == last.name
     assert "sluicegate_partitions_ahead" in program.service.metrics.render().decode()
+
+
+async def test_too_few_partitions_ahead_is_told_while_somebodys_lock_keeps_new_ones_from_being_made(
+    program: Program, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(partitions, "TRIES", 2)
+    service = program.service
+    [*_, next_day, _, _, _, _, _, _] = await service.partitions.of("events")
+    for partition in await service.partitions.of("events"):
+        if partition.begins > next_day.begins:
+            await service._operators_database.execute(f"DROP TABLE {partition.name}")
+    async with service._dispatch_database.transaction() as somebody:
+        await somebody.execute("LOCK TABLE events IN SHARE UPDATE EXCLUSIVE MODE")
+        with capture_logs() as told:
+            await run(program, "partitions")
+    assert [line for line in told if line["event"] == "partitions.low"] == [
+        {"event": "partitions.low", "log_level": "error", "table": "events", "ahead": 1}
+    ]
+    assert 'sluicegate_partitions_ahead{table="events"} 1.0' in service.metrics.render().decode()
+    assert runs(program, "task_failures") == {"partitions": 1}
+    with capture_logs() as told:
+        await run(program, "partitions")
+    assert told == []
+    assert 'sluicegate_partitions_ahead{table="events"} 7.0' in service.metrics.render().decode()
 
 
 async def test_a_partition_whose_days_are_over_is_dropped_by_the_running_service(program: Program) -> None:
