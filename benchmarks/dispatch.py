@@ -3,17 +3,27 @@
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
-from uuid import UUID
+from datetime import timedelta
+from uuid import UUID, uuid4
+
+import aiohttp
 
 from benchmarks import reference_loop
 from benchmarks.rows import Figure, Ground, Row, Unbalanced, at_least, reconcile
-from outbox.event import Delivered, Delivery, Outcome
+from benchmarks.sink import sink
+from connectors import Opening, kinds
+from connectors.settings import Reference
+from observability.tracing import Tracing
+from outbox.event import Connector, Delivered, Delivery, Outcome, Retry
 from tests.house import House, house_on
 
 COUNT = 20_000  # deliveries a round
 PAYLOAD = '{"id":1,"note":"' + "x" * 280 + '"}'  # 300 bytes
 SOME = 500  # events in one transaction, while filling
 AT_ONCE = 200
+POSTS = 5_000  # a round
+POSTS_AT_ONCE = 50
+OUTAGE = 100_000  # deliveries that wait at its end
 DELIVERED = Delivered()
 
 
@@ -53,16 +63,24 @@ async def fill(house: House, name: str, count: int) -> set[UUID]:
 
 async def drain(house: House, name: str, accepted: set[UUID], partner: Partner) -> float:
     """Deliveries a second, from the start of the dispatcher until the last one is settled."""
-    target = house.target(name, partner, concurrency=AT_ONCE)
     began = time.monotonic()
-    async with house.dispatching(target):
-        while len(partner.taken) < len(accepted) or not await house.is_drained():
-            await asyncio.sleep(0.005)
+    async with house.dispatching(house.target(name, partner, concurrency=AT_ONCE)):
+        await drained(house, lambda: len(partner.taken) >= len(accepted))
         took = time.monotonic() - began
     reconcile(accepted, partner.taken)
+    await recorded(house)
+    return len(accepted) / took
+
+
+async def drained(house: House, nearly: Callable[[], bool]) -> None:
+    """Asked only towards the end: counting costs, too."""
+    while not nearly() or not await house.is_drained():
+        await asyncio.sleep(0.005)
+
+
+async def recorded(house: House) -> None:
     if (told := await house.count("attempts")) != await house.count("events"):
         raise Unbalanced(f"{told} attempts were recorded")
-    return len(accepted) / took
 
 
 async def reference(dsn: str, count: int, work: Callable[[], Awaitable[None]] | None = None) -> float:
@@ -119,6 +137,127 @@ async def slow(ground: Ground) -> Figure:
     return Figure(values, limits)
 
 
+# ── by HTTP ──────────────────────────────────────────────────────────────────────────────────────────
+
+
+async def by_http(ground: Ground) -> Figure:
+    values, limits = [], []
+    owed: list[object] = []
+    async with house_on(ground.dsn) as house:
+        await house.destination("ledger")
+        with sink() as partner:
+            url = f"http://127.0.0.1:{partner.port}/events"
+            for _ in range(ground.rounds):
+                limits.append(await bare_client(url, owed))
+                accepted = await fill(house, "ledger", POSTS)
+                owed += map(str, accepted)
+                connector = http(url)
+                began = time.monotonic()
+                async with house.dispatching(house.target("ledger", connector, concurrency=POSTS_AT_ONCE)):
+                    await drained(house, lambda: True)
+                    values.append(POSTS / (time.monotonic() - began))
+                await connector.close()
+            await recorded(house)
+    reconcile(owed, partner.taken)
+    return Figure(values, limits)
+
+
+def http(url: str) -> Connector:
+    """As the configuration opens it."""
+    kind = kinds()["http"]
+    secret = Reference(origin="env:OUT_SECRET", text="whsec_" + "c2VjcmV0" * 4)
+    settings = kind.settings.model_validate({"url": url, "secret": secret, "allow": ["127.0.0.1/32"]})
+    return kind.connect(
+        Opening(
+            destination="ledger",
+            settings=settings,
+            system=None,
+            timeout=timedelta(seconds=10),
+            concurrency=POSTS_AT_ONCE,
+            tracing=Tracing.start(None, 0.0, "bench"),
+            version="bench",
+        )
+    )
+
+
+async def bare_client(url: str, owed: list[object]) -> float:
+    """Posts a second: the same bytes, by a session that is kept."""
+    ids = [str(uuid4()) for _ in range(POSTS)]
+    left = iter(ids)
+    owed += ids
+    body = PAYLOAD.encode() + b" " * 200  # a CloudEvent's attributes
+
+    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=POSTS_AT_ONCE)) as session:
+
+        async def worker() -> None:
+            for each in left:
+                headers = {"webhook-id": each, "content-type": "application/json"}
+                async with session.post(url, data=body, headers=headers) as answer:
+                    await answer.read()
+
+        began = time.monotonic()
+        await asyncio.gather(*(worker() for _ in range(POSTS_AT_ONCE)))
+        return POSTS / (time.monotonic() - began)
+
+
+# ── after an outage ──────────────────────────────────────────────────────────────────────────────────
+
+
+class Away(Partner):
+    """Needs 5 ms for each; while it is `away` it says 503, and it notes how many were there at once, and when."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.away = False
+        self.came_back: float | None = None
+        self.at_once = 0
+        self.most = 0
+        self.arrivals: list[tuple[float, int]] = []  # since it came back: seconds, and how many were there then
+
+    async def deliver(self, delivery: Delivery) -> Outcome:
+        self.at_once += 1
+        self.most = max(self.most, self.at_once)
+        if self.came_back is not None:
+            self.arrivals.append((time.monotonic() - self.came_back, self.at_once))
+        try:
+            await asyncio.sleep(0.005)
+            if self.away:
+                return Retry("answered 503", status=503)
+            self.taken.append(delivery.event.id)
+            return DELIVERED
+        finally:
+            self.at_once -= 1
+
+    def come_back(self) -> None:
+        self.away, self.came_back = False, time.monotonic()
+
+
+async def after_an_outage(ground: Ground) -> Figure:
+    """Beside the same number without one; both from the first delivery to the last settle."""
+    values, limits = [], []
+    async with house_on(ground.dsn) as house:
+        await house.destination("ledger")
+        for _ in range(ground.rounds):
+            limits.append(await drain(house, "ledger", await fill(house, "ledger", OUTAGE), steady := Away()))
+            accepted = await fill(house, "ledger", OUTAGE)
+            partner = Away()
+            partner.away = True
+            async with house.dispatching(house.target("ledger", partner, concurrency=AT_ONCE)):
+                await asyncio.sleep(5)
+                partner.come_back()
+                while not partner.taken:
+                    await asyncio.sleep(0.001)
+                began = time.monotonic()
+                await drained(house, lambda taken=partner.taken: len(taken) >= OUTAGE)
+                values.append(OUTAGE / (time.monotonic() - began))
+            reconcile(accepted, partner.taken)
+            first = partner.arrivals[0][0]
+            early = max(n for at, n in partner.arrivals if at < first + 0.05)
+            if partner.most > AT_ONCE or early > AT_ONCE // 4:
+                raise Unbalanced(f"a herd: {early} at once within 50 ms, {partner.most} at the most")
+    return Figure(values, limits, note=f"{early} at once within 50 ms, {max(partner.most, steady.most)} at the most")
+
+
 ROWS = (
     Row(
         name="dispatch-noop",
@@ -137,5 +276,25 @@ ROWS = (
         goals=(at_least(0.9),),
         seconds=40,
         take=slow,
+    ),
+    Row(
+        name="deliver-http",
+        what=f"posts by the connector `http`, signed, egress guarded, {POSTS_AT_ONCE} at a time, from the read to the settle",
+        unit="/s",
+        limit="a bare aiohttp client",
+        goals=(at_least(0.7),),
+        seconds=40,
+        take=by_http,
+    ),
+    Row(
+        name="drain",
+        what=f"{OUTAGE:,} deliveries of 5 ms after an outage, {AT_ONCE} at a time",
+        unit="/s",
+        limit="the same without an outage",
+        goals=(at_least(0.9),),
+        seconds=100,
+        take=after_an_outage,
+        long=True,
+        rounds=1,
     ),
 )

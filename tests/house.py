@@ -14,7 +14,7 @@ from observability.tracing import Tracing
 from outbox.clock import DatabaseClock, Identities
 from outbox.database import Database
 from outbox.dispatcher import Dispatcher, Target
-from outbox.event import Delivered, Delivery, Event, Outcome
+from outbox.event import Connector, Delivered, Delivery, Event, Outcome
 from outbox.partitions import Partitions
 from outbox.retry import Schedule
 from outbox.store import Arrival, Debt, Destination, Outbox, Stored
@@ -115,7 +115,7 @@ class House:
     def target(
         self,
         name: str,
-        partner: Partner,
+        partner: Connector,
         *,
         schedule: Schedule = QUICK,
         concurrency: int = 8,
