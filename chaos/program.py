@@ -76,7 +76,7 @@ class Program:
                 self.deaths.append(status)
                 self.start(self.next_lives.pop(0) if self.next_lives else "")
 
-    async def ready(self, within: float = 40) -> None:
+    async def ready(self, within: float = 90) -> None:
         until = time.monotonic() + within
         while not await self.is_ready():
             if time.monotonic() > until:
@@ -112,7 +112,7 @@ class Program:
             self.kill()
             return await asyncio.to_thread(self._process.wait)
 
-    async def dies(self, within: float = 20) -> int:
+    async def dies(self, within: float = 90) -> int:
         """The status of its next death."""
         before, until = len(self.deaths), time.monotonic() + within
         while len(self.deaths) == before:

@@ -237,7 +237,7 @@ async def hangs_for_ever(stage: Stage) -> None:
     program = stage.dispatcher
     await program.again("dispatch.answered=sleep(600)@30")
     async with stage.disturb("hang", aftermath=5):
-        status = await program.dies(within=60)
+        status = await program.dies(within=90)
     stage.demand(status == 70, f"the watchdog ends it with 70, not {status}")
     await stage.recovered()
 

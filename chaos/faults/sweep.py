@@ -40,7 +40,7 @@ async def die(stage: Stage, program: Program, failpoint: str) -> None:
     await program.again(failpoint)
     async with stage.disturb(failpoint, aftermath=2):
         try:
-            status = await program.dies(within=30)
+            status = await program.dies(within=90)
         except TimeoutError:
             stage.demand(False, f"nobody came by {failpoint}")  # noqa: FBT003
             return
@@ -56,7 +56,7 @@ async def die_as_careful_successor(stage: Stage) -> None:
         first.kill()
         await first.dies()
         try:
-            await second.dies(within=30)
+            await second.dies(within=90)
         except TimeoutError:
             stage.demand(False, "nobody came by dispatch.suspected")  # noqa: FBT003
 
