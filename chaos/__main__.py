@@ -61,9 +61,10 @@ async def main(only: str | None, seed: int, rounds: int, keep: Path, *, docs: bo
 
 
 async def until_told(work: Coroutine[object, object, int]) -> int:
-    """SIGTERM ends it as Ctrl-C does: nothing that it started stays behind."""
+    """The first SIGTERM or Ctrl-C ends it, and nothing that it started stays behind; a second one changes nothing."""
     task = asyncio.create_task(work)
-    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, lambda: task.cancelling() or task.cancel())
     return await task
 
 

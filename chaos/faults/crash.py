@@ -10,7 +10,7 @@ from chaos.partner import WELL, Mood
 from chaos.program import Program
 from chaos.stage import FORGETFUL, KEEPER, MANNERS, Plan, Stage
 
-KILLS = 3  # a row
+KILLS = 2  # a row
 ONE = Plan(dispatchers=1)
 
 

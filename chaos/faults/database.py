@@ -16,7 +16,7 @@ from chaos.postgres import why_no_file_system
 from chaos.stage import Plan, Stage
 
 PROXIED = Plan(proxied=("gateway", "dispatcher"))
-TIMES = 3
+TIMES = 2
 ROOM = 192  # MiB for a whole cluster
 
 
