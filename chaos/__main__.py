@@ -160,11 +160,16 @@ def write(rows: Mapping[str, str], seed: int) -> None:
 
 
 def commit() -> str:
+    """Of what is here, the page itself apart."""
     try:
-        asked = ["git", "describe", "--always", "--dirty", "--abbrev=10"]
-        return subprocess.run(asked, cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
+        here = git("rev-parse", "--short=10", "HEAD")
+        return f"{here}, changed" if git("status", "--porcelain", "--", ".", f":!{PAGE.relative_to(ROOT)}") else here
     except (OSError, subprocess.CalledProcessError):
         return f"of {version('sluicegate')}"
+
+
+def git(*words: str) -> str:
+    return subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
 
 
 if __name__ == "__main__":
