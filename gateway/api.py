@@ -24,6 +24,7 @@ from gateway.destinations import DestinationLine, line, lines
 from gateway.openapi import describe
 from gateway.permissions import RIGHTS, Permission
 from gateway.problems import JSON, problem, problems_only
+from gateway.silence import Expectation
 from observability.names import LogEvent
 from outbox.destinations import Destinations, UnknownDestinationError
 from outbox.page import BadCursorError, Page, page, place_of
@@ -41,12 +42,19 @@ def api(
     tokens: Tokens,
     destinations: Destinations,
     audit: Audit,
+    expectation: Callable[[], Awaitable[Expectation]],
     connectors: Callable[[], Mapping[str, str]],
     version: str,
 ) -> web.Application:
     """The application to mount at /api/v1.  `connectors`: the kind of each configured destination, as of now."""
     operators = Operators(
-        records=records, letters=letters, destinations=destinations, audit=audit, connectors=connectors, version=version
+        records=records,
+        letters=letters,
+        destinations=destinations,
+        audit=audit,
+        expectation=expectation,
+        connectors=connectors,
+        version=version,
     )
     application = web.Application(middlewares=[problems_only, _refusals])
     for route in ROUTES:
@@ -199,6 +207,7 @@ class Operators:
         letters: DeadLetters,
         destinations: Destinations,
         audit: Audit,
+        expectation: Callable[[], Awaitable[Expectation]],
         connectors: Callable[[], Mapping[str, str]],
         version: str,
     ) -> None:
@@ -206,6 +215,7 @@ class Operators:
         self._letters = letters
         self._destinations = destinations
         self._audit = audit
+        self._expectation = expectation
         self._connectors = connectors
         self._version = version
         self._proving = asyncio.Lock()
@@ -278,6 +288,9 @@ class Operators:
         after = place_of(asked.query.cursor, str) or ""
         found = [each for each in lines(await self._records.standings(), self._connectors()) if each.name > after]
         return Answer(page(found, asked.query.limit, item=lambda each: each, place=lambda each: each.name))
+
+    async def expectations(self, asked: Asked[Nothing, None]) -> Answer:  # noqa: ARG002
+        return Answer(await self._expectation())
 
     async def hold(self, asked: Asked[Nothing, HoldBody]) -> Answer:
         holder, name = _known(asked.holder), asked.place["name"]
@@ -412,6 +425,14 @@ ROUTES = (
         permission=Permission.READ_HEALTH,
         query=PageQuery,
         answers={200: Page[DestinationLine]},
+    ),
+    Route(
+        method="GET",
+        path="/expectations",
+        does="What is expected of sources and destinations, and whether it comes.",
+        serve=Operators.expectations,
+        permission=Permission.READ_HEALTH,
+        answers={200: Expectation},
     ),
     Route(
         method="POST",

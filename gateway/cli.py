@@ -261,6 +261,21 @@ def discard(path: Path, **wanted: Any) -> None:
     click.echo(commands.repair(path, "discard", **wanted))
 
 
+# ── sources ──────────────────────────────────────────────────────────────────────────────────────────
+
+
+@main.group()
+def sources() -> None:
+    """Who posts."""
+
+
+@sources.command("list")
+@options(configured, in_json)
+def list_sources(path: Path, **how: Any) -> None:
+    """When each was heard last, what is expected of it, and what is missing; and destinations that are late."""
+    click.echo(commands.list_sources(path, **how))
+
+
 # ── destinations ─────────────────────────────────────────────────────────────────────────────────────
 
 

@@ -25,6 +25,7 @@ from gateway import config as configuration
 from gateway import show
 from gateway.config import Config, ConfigurationError
 from gateway.destinations import lines
+from gateway.silence import Expectation, expectation
 from observability.failpoints import VARIABLE, FailpointsError, arm
 from observability.logs import configure
 from outbox.database import Database, Unavailable, UnsuitableError, migrations_pending
@@ -220,6 +221,14 @@ def at_letters(path: Path, select: Select, work: Callable[[DeadLetters], Awaitab
     return at_desk(path, look)
 
 
+# ── sources ──────────────────────────────────────────────────────────────────────────────────────────
+
+
+def list_sources(path: Path, *, in_json: bool) -> str:
+    found = at_desk(path, lambda desk: desk.expectation())
+    return as_json(found) if in_json else show.expectation(found)
+
+
 # ── destinations ─────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -309,6 +318,7 @@ class Desk:
     destinations: Destinations
     audit: Audit
     tokens: Tokens
+    expectation: Callable[[], Awaitable[Expectation]]
 
 
 def at_desk(path: Path, work: Callable[[Desk], Awaitable[Answer]]) -> Answer:
@@ -341,6 +351,7 @@ async def desk(config: Config) -> AsyncIterator[Desk]:
                 destinations=Destinations(database),
                 audit=Audit(database),
                 tokens=Tokens(database),
+                expectation=lambda: expectation(database, config),
             )
         finally:
             await database.close()

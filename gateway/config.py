@@ -27,6 +27,7 @@ from gateway.config_mistakes import Reading, read_as, unknown_key
 from gateway.config_references import Parts, contradictions, unused
 from gateway.config_schema import schema_of
 from gateway.config_sections import (
+    OWN_SOURCE,
     SCHEMES,
     AnySource,
     ApiKey,
@@ -233,6 +234,8 @@ class _File:
         return self._read(model, at, {**given, "name": name})
 
     def _source(self, name: str, at: KeyPath, given: object) -> Reading[AnySource]:
+        if name == OWN_SOURCE:
+            self._tell(at, "is called as what the program itself says comes from; give it another name")
         scheme = _word(given, "scheme")
         if scheme is not None and scheme in SCHEMES:
             model: type[Any] = SCHEMES[scheme]

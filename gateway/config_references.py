@@ -12,9 +12,11 @@ from itertools import product
 from typing import Final
 
 from connectors.settings import did_you_mean, instant, shown
+from gateway import own_events
 from gateway.config_mistakes import Reading
 from gateway.config_sections import (
     CLASSES,
+    OWN_SOURCE,
     AnyField,
     AnySource,
     BoolField,
@@ -24,6 +26,7 @@ from gateway.config_sections import (
     DateField,
     DecimalField,
     EnumField,
+    Expected,
     IntField,
     Manners,
     Policy,
@@ -52,6 +55,10 @@ def contradictions(parts: Parts) -> Iterator[Contradiction]:
     for name, source in parts.sources.items():
         if source.right is not None and not source.hides(("accepts",)):
             yield from _about_accepted(("sources", name, "accepts"), source.right.accepts, parts)
+        if source.right is not None and source.right.expect is not None:
+            yield from _about_expected(
+                ("sources", name, "expect"), source.right.expect, _arriving((name,), parts), parts
+            )
     for name, policy in parts.policies.items():
         if policy.right is not None and policy.right.facility is not None:
             places: dict[Place, str] = {
@@ -82,7 +89,7 @@ def _names(places: Mapping[Place, str], what: str, parts: Parts) -> Iterator[Con
     """Complains about each place whose name is that of nothing."""
     section, known = {
         "facility": ("facilities", parts.facilities),
-        "source": ("sources", tuple(parts.sources)),
+        "source": ("sources", (*parts.sources, OWN_SOURCE)),
         "policy": ("policies", tuple(parts.policies)),
         "destination": ("destinations", tuple(parts.destinations)),
     }[what]
@@ -118,6 +125,38 @@ def _marked(policy: Policy) -> set[tuple[str, str, object]]:
     return {(path, type(value).__name__, value) for path, value in policy.match.items()}
 
 
+def _about_expected(
+    path: Place, expected: Expected, arriving: Mapping[str, Policy] | None, parts: Parts
+) -> Iterator[Contradiction]:
+    unknown = list(_names(_each((*path, "facilities"), expected.facilities), "facility", parts))
+    yield from unknown
+    if arriving is None:
+        return
+    found = {site for policy in arriving.values() if policy.facility for site in policy.facility.of.values()}
+    for index, facility in enumerate(expected.facilities if not unknown else ()):
+        if facility not in found:
+            problem = f'names "{facility}", but no policy that it accepts finds this facility; leave it out'
+            yield Contradiction((*path, "facilities", index), problem)
+    if expected.sequence is not None:
+        for policy in arriving.values():
+            if why := _why_uncounted(policy, expected.sequence):
+                yield Contradiction((*path, "sequence"), why)
+
+
+def _why_uncounted(policy: Policy, name: str) -> str | None:
+    """Why the field holds no numbers that can be counted; None if it does."""
+    field = policy.keep.get(name)
+    if field is None:
+        whole_numbers = [kept for kept, one in policy.keep.items() if isinstance(one, IntField)]
+        known = did_you_mean(name, whole_numbers)
+        return f'names "{name}", which policy "{policy.name}" does not keep; keep it there as an int{known}'
+    if not isinstance(field, IntField) or field.many or field.token is not None:
+        return f'names "{name}", which policy "{policy.name}" keeps as no plain int; keep it there with type: int'
+    if field.optional:
+        return f'names "{name}", which is optional in policy "{policy.name}", so that it may be missing; leave out optional'
+    return None
+
+
 # ── routes ─────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -136,7 +175,8 @@ def _about_route(name: str, route: Route, parts: Parts) -> Iterator[Contradictio
     yield from unknown
     if unknown or parts.unreadable or any(wrong.path[:1] == ("when",) for wrong in parts.routes[name].wrong):
         return
-    if arriving := _arriving(when.source or tuple(parts.sources), parts):
+    sources = when.source or (*parts.sources, *([OWN_SOURCE] if own_events.asks_for(when) else []))
+    if arriving := _arriving(sources, parts):
         yield from _about_when((*path, "when"), when, arriving)
         taken = [policy for policy in arriving.values() if _may_take(when, policy)]
         yield from _about_taken(path, route, taken, parts)
@@ -146,6 +186,9 @@ def _arriving(sources: Iterable[str], parts: Parts) -> Mapping[str, Policy] | No
     """The policies that events of `sources` may have; None if that cannot be told."""
     arriving: dict[str, Policy] = {}
     for name in sources:
+        if name == OWN_SOURCE:
+            arriving |= own_events.policies(parts.facilities)
+            continue
         source = parts.sources.get(name)
         if source is None or source.right is None or source.hides(("accepts",)):
             return None

@@ -7,7 +7,7 @@ in its `contradictions`, what entries say about each other in config_references.
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import time, timedelta
 from decimal import Decimal
 from ipaddress import ip_address
 from types import MappingProxyType
@@ -209,7 +209,7 @@ class Facility(Settings):
     name: str = Field(min_length=1, max_length=200)
     """What people call it; nothing is computed with it."""
     timezone: Annotated[str, AfterValidator(_timezone)] = "UTC"
-    """Its time zone, such as Europe/Berlin; it is for people, and nothing is computed with it in this version."""
+    """Its time zone, such as Europe/Berlin: whose time of day an `expect` means."""
 
 
 class SystemManners(Settings):
@@ -228,6 +228,63 @@ class System(SystemManners, Named):
 # ── sources ────────────────────────────────────────────────────────────────────────────────────────
 
 Header = Annotated[str, Field(pattern=r"^[A-Za-z0-9!#$%&'*+.^_`|~-]{1,100}$")]
+OWN_SOURCE: Final = "sluicegate"  # what the program itself has to say comes from here
+
+
+def _wall_time(given: object) -> time:
+    if isinstance(given, time):
+        return given
+    if not (isinstance(given, str) and re.fullmatch(r"([01][0-9]|2[0-3]):[0-5][0-9]", given)):
+        raise ValueError(f'is {shown(given)}, which is no time of day; write it as "06:00" or "20:30"')
+    return time.fromisoformat(given)
+
+
+WallTime = Annotated[
+    time,
+    BeforeValidator(_wall_time),
+    WithJsonSchema({"type": "string", "pattern": "^(env:|file:|([01][0-9]|2[0-3]):[0-5][0-9]$)"}),
+]
+Day = Literal["mon", "tue", "wed", "thu", "fri", "sat", "sun"]
+DAYS: Final[tuple[Day, ...]] = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
+
+
+class Expected(Entry):
+    """What a source is expected to post: silence is a fault, too."""
+
+    every: Annotated[Duration, AfterValidator(_at_most(timedelta(days=31)))] | None = None
+    """At least one event in such a time, counted over the hours in which it is expected."""
+    from_: WallTime | None = Field(default=None, alias="from")
+    """From this time of day on, such as "06:00"; default: around the clock."""
+    to: WallTime | None = None
+    """Until this time of day; earlier than from, it is one of the next day."""
+    days: Annotated[tuple[Day, ...], Field(min_length=1)] = DAYS
+    """The days on which this begins."""
+    timezone: Annotated[str, AfterValidator(_timezone)] | None = None
+    """Whose time of day it is, if not that of the facilities."""
+    facilities: tuple[str, ...] = ()
+    """Each of these is expected for itself, in its own time zone; default: the source as a whole."""
+    sequence: str | None = None
+    """A kept field with the number that the sender gives its messages: a gap in it is told."""
+
+    def contradictions(self) -> Iterator[Contradiction]:
+        if self.every is None and self.sequence is None:
+            yield Contradiction(("every",), "is missing; write every: 1h, or sequence: and the field with its numbers")
+        if self.every is not None and self.every < timedelta(minutes=1):
+            yield Contradiction(("every",), f"is {written(self.every)}, but must be at least 1m")
+        for key, given in (("from", self.from_), ("to", self.to), ("timezone", self.timezone)):
+            if given is not None and self.every is None:
+                yield Contradiction((key,), "says when something is expected; add every: 1h", (("every",),))
+        if (self.from_ is None) != (self.to is None):
+            key, other = ("from", "to") if self.to is None else ("to", "from")
+            yield Contradiction((key,), f"needs {other} beside it; add it, or leave both out", ((other,),))
+        elif self.from_ is not None and self.from_ == self.to:
+            yield Contradiction(("to",), "is the same as from; leave both out if it is around the clock", (("from",),))
+        if self.facilities and self.timezone is not None:
+            yield Contradiction(
+                ("timezone",), "is given, but each facility has its own; leave it out", (("facilities",),)
+            )
+        yield from _twice("days", self.days)
+        yield from _twice("facilities", self.facilities)
 
 
 class Source(Named):
@@ -237,6 +294,10 @@ class Source(Named):
     """Policies for what it posts; the first that matches wins, none is a 422."""
     limit: Rate | None = None
     """At most so many requests that are proven; more are answered with 429."""
+    facility_limit: Rate | None = None
+    """At most so many of them for one facility; more are answered with 429, and the others are not held up."""
+    expect: Expected | None = None
+    """What it is expected to post; default: nothing is."""
     body: Size = 256 * 1024
     """The largest body."""
     from_: tuple[Network, ...] = Field(default=(), alias="from")
@@ -248,6 +309,8 @@ class Source(Named):
         if self.body > 16 * 1024 * 1024:
             yield Contradiction(("body",), "is more than 16MiB; a source posts metadata, write less")
         yield from _twice("accepts", self.accepts)
+        for below, problem, also in self.expect.contradictions() if self.expect else ():
+            yield Contradiction(("expect", *below), problem, tuple(("expect", *key) for key in also))
 
 
 class TimedSecret(Entry):
@@ -894,6 +957,13 @@ class RetrySettings(Entry):
             yield Contradiction(("cap",), "is shorter than first; write a longer one", (("first",),))
 
 
+class ExpectedDelivery(Settings):
+    """How soon a destination is expected to take what it is owed."""
+
+    within: Duration
+    """Once its oldest delivery waits for longer, the destination is late, and that is told."""
+
+
 class Manners(Entry):
     """How gently a destination is treated, of whatever kind it is."""
 
@@ -909,6 +979,8 @@ class Manners(Entry):
     """The highest class of data that it may get."""
     retired: bool = False
     """true: no route may lead here any more, and what is owed still goes out; without a connector it is held."""
+    expect: ExpectedDelivery | None = None
+    """How soon it is expected to take what it is owed; default: nobody is told how late it is."""
 
     def contradictions(self) -> Iterator[Contradiction]:
         for below, problem, _ in self.retry.contradictions():

@@ -22,6 +22,7 @@ from gateway.problems import problem, unavailable
 from gateway.refusals import Refusals
 from gateway.request_body import Unacceptable, judge_head, read_body
 from gateway.routes import Routes
+from gateway.silence import Heard
 from gateway.token_bucket import TokenBucket
 from observability.failpoints import failpoint
 from observability.logs import log_sparingly
@@ -60,6 +61,7 @@ class Intake:
         metrics: Metrics,
         tracing: Tracing,
         refusals: Refusals,
+        heard: Heard,
         key: bytes,
         share: int = 1,
     ) -> None:
@@ -70,6 +72,7 @@ class Intake:
         self._metrics = metrics
         self._tracing = tracing
         self._refusals = refusals
+        self._heard = heard
         self._key = key
         self._share = share
         self._sources: Mapping[str, _Door] = {}
@@ -128,6 +131,7 @@ class Intake:
         self._limit(door)
         digest = self._digest(b"body", body)
         minimized = self._minimize(door, body, digest)
+        self._limit_facility(door, minimized.facility)
         failpoint("intake.minimized")
         identity = self._identities.next()
         with span.produce(identity, minimized.type) as traceparent:
@@ -137,6 +141,7 @@ class Intake:
             answer = await self._store(
                 Arrival(event=event, data=minimized.document, same=same, digest=digest, debts=debts)
             )
+        self._heard.note(event.source, event.facility, event.received_at)
         failpoint("intake.before_answer")
         self._refusals.dropped(door.source.name, minimized.policy, minimized.dropped)
         if isinstance(answer, Seen):
@@ -186,10 +191,12 @@ class Intake:
     def _limit(self, door: "_Door") -> None:
         """Counts only who is proven: a stranger must not be able to use up what a source may post."""
         if door.limit is not None and not door.limit.take(time.monotonic()):
-            wait = str(max(1, ceil(door.limit.wait)))
-            raise Refusal(
-                "rate_limited", problem(429, "Too many requests", "Slow down.", headers={"Retry-After": wait})
-            )
+            raise Refusal("rate_limited", _too_many(door.limit))
+
+    def _limit_facility(self, door: "_Door", facility: str | None) -> None:
+        """One site that floods uses up what is its own, and leaves the others of the same source alone."""
+        if (limit := door.limit_of(facility)) is not None and not limit.take(time.monotonic()):
+            raise Refusal("facility_rate_limited", _too_many(limit))
 
     async def _authenticate(self, request: web.Request, door: "_Door", body: bytes) -> Caller:
         """One answer for every reason: which check failed is told to us, never to the caller."""
@@ -275,6 +282,8 @@ class _Door:
         self.policies = Policies([config.policies[name] for name in source.accepts], key=key)
         self.takes_token = isinstance(source, OdooNative)
         self.limit = None if source.limit is None else TokenBucket(per_second=source.limit.per_second / share)
+        self._limits: dict[str | None, TokenBucket] = {}
+        self._share = share
         self.accepted = metrics.accepted.labels(source.name).inc
         self.duplicates = metrics.duplicates.labels(source.name).inc
         self.seconds = metrics.request_seconds.labels(source.name).observe
@@ -284,10 +293,23 @@ class _Door:
         """Which secret verified: one that stands still can be retired."""
         self._secrets.labels(self.source.name, str(secret)).inc()
 
+    def limit_of(self, facility: str | None) -> TokenBucket | None:
+        """Facilities are those of the configuration, so there are only so many of them."""
+        if self.source.facility_limit is None:
+            return None
+        if facility not in self._limits:
+            self._limits[facility] = TokenBucket(per_second=self.source.facility_limit.per_second / self._share)
+        return self._limits[facility]
+
 
 def _answer(status: int, event: UUID, *, duplicate: bool) -> web.Response:
     body = f'{{"id":"{event}","duplicate":{"true" if duplicate else "false"}}}'
     return web.Response(status=status, body=body.encode(), content_type="application/json")
+
+
+def _too_many(limit: TokenBucket) -> web.Response:
+    wait = str(max(1, ceil(limit.wait)))
+    return problem(429, "Too many requests", "Slow down.", headers={"Retry-After": wait})
 
 
 def _not_proven() -> web.Response:

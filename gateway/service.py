@@ -28,6 +28,7 @@ from gateway.partners import Partners
 from gateway.policy_versions import PolicyVersions
 from gateway.problems import problems_only
 from gateway.refusals import Refusals
+from gateway.silence import Heard, Silence, expectation
 from gateway.waiting_room import AWAY, READ_ONLY
 from gateway.watchdog import Watchdog
 from observability.logs import log_sparingly
@@ -163,6 +164,14 @@ class Service:
         self.records = Records(self._operators_database, configured=lambda: self._config.destinations)
         self.letters = DeadLetters(self._operators_database, tracing=self.tracing)
         self.refusals = Refusals(self._operators_database, self.metrics)
+        self.heard = Heard(self._operators_database)
+        self.silence = Silence(
+            self._operators_database,
+            batch=self.batch,
+            clock=self.clock,
+            metrics=self.metrics,
+            listening=self._gateway,
+        )
         self.dispatcher = Dispatcher(
             self.outbox, database=self._dispatch_database, clock=self.clock, metrics=self.metrics, tracing=self.tracing
         )
@@ -173,6 +182,7 @@ class Service:
             metrics=self.metrics,
             tracing=self.tracing,
             refusals=self.refusals,
+            heard=self.heard,
             key=key_of(config),
             share=self._place.workers,
         )
@@ -249,6 +259,7 @@ class Service:
         )
         self.retention = Retention(self._operators_database, self.partitions, keep)
         await self.intake.adopt(config, self._destinations)
+        self.silence.adopt(config, self._destinations)
         self._config = config
 
     async def _retire(self, partners: Partners) -> None:
@@ -291,6 +302,8 @@ class Service:
             Task("proof", timedelta(hours=1), self._prove),
             Task("books", timedelta(seconds=15), self._report),
             Task("refusals", timedelta(seconds=1), self.refusals.flush),
+            Task("heard", timedelta(seconds=5), self.heard.flush),
+            Task("silence", timedelta(seconds=10), self.silence.watch),
         ]
 
     async def _follow(self) -> None:
@@ -339,11 +352,13 @@ class Service:
         for standing in standings:
             if not standing.balanced:
                 log.error(LogEvent.BOOKS_UNBALANCED, destination=standing.name)
+        await self.silence.judge(standings)
 
     async def _flush(self) -> None:
         with suppress(Unavailable, TimeoutError):
             async with asyncio.timeout(LAST_FLUSH.total_seconds()):
                 await self.refusals.flush()
+                await self.heard.flush()
 
     # ── HTTP ─────────────────────────────────────────────────────────────────────────────────────
 
@@ -365,6 +380,7 @@ class Service:
             tokens=Tokens(self._operators_database),
             destinations=Destinations(self._operators_database),
             audit=Audit(self._operators_database),
+            expectation=lambda: expectation(self._operators_database, self._config),
             connectors=lambda: {name: d.connector for name, d in self._config.destinations.items()},
             version=VERSION,
         )

@@ -10,6 +10,7 @@ from dead_letter.audit import Deed
 from dead_letter.letters import Cause, Letter, Preview, Repair
 from dead_letter.tokens import TokenRecord
 from gateway.destinations import DestinationLine
+from gateway.silence import Expectation, SequenceLine
 from outbox.page import Page
 from outbox.records import AttemptRecord, EventRecord, EventSummary
 
@@ -136,6 +137,44 @@ def destinations(found: Sequence[DestinationLine]) -> str:
         None,
         nothing="No destinations are configured.",
     )
+
+
+def expectation(found: Expectation) -> str:
+    """Sources, with what is missing of their numbers; below them destinations that are expected to be in time."""
+    numbers = {(line.source, line.facility): line for line in found.sequences}
+    sources = [
+        [
+            line.name,
+            line.facility or "–",
+            line.state,
+            second(line.heard_at) if line.heard_at else "never",
+            line.expected or "–",
+            _missing(numbers.get((line.name, line.facility))),
+        ]
+        for line in found.sources
+    ]
+    told = _list(
+        ["SOURCE", "FACILITY", "STATE", "HEARD", "EXPECTED", "MISSING"],
+        sources,
+        None,
+        nothing="No sources are configured.",
+    )
+    late = [
+        [
+            line.destination,
+            line.state,
+            line.within,
+            "–" if line.oldest_waiting_seconds is None else span(timedelta(seconds=line.oldest_waiting_seconds)),
+        ]
+        for line in found.destinations
+    ]
+    if not late:
+        return told
+    return f"{told}\n\n{_list(['DESTINATION', 'STATE', 'WITHIN', 'OLDEST'], late, None, nothing='')}"
+
+
+def _missing(line: SequenceLine | None) -> str:
+    return "–" if line is None else f"{line.missing} of {line.first}–{line.last}"
 
 
 def tokens(found: Sequence[TokenRecord]) -> str:

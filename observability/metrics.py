@@ -104,6 +104,29 @@ class Metrics:
         self.oldest_waiting_seconds = self._reported(
             MetricName.OLDEST_WAITING_SECONDS, "Age of the oldest delivery that waits and is not held.", "destination"
         )
+        self.destination_late = self._reported(
+            MetricName.DESTINATION_LATE,
+            "1 while a destination's oldest delivery, held or not, waits for longer than it is expected to.",
+            "destination",
+        )
+        self.source_silent = self._reported(
+            MetricName.SOURCE_SILENT,
+            "1 while a source, or this facility of it, does not post though it is expected to.",
+            "source",
+            "facility",
+        )
+        self.source_heard_seconds = self._reported(
+            MetricName.SOURCE_HEARD_SECONDS,
+            "Since a source that is expected to post, or this facility of it, posted something proven.",
+            "source",
+            "facility",
+        )
+        self.sequence_missing = self._reported(
+            MetricName.SEQUENCE_MISSING,
+            "Numbers missing in the sequence of a sender: messages that it sent, and that never came.",
+            "source",
+            "facility",
+        )
         self.balanced = self._reported(
             MetricName.BALANCED, "1 if every accepted event is accounted for; 0 is an incident."
         )

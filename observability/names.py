@@ -55,6 +55,10 @@ class MetricName(StrEnum):
     WAITING = "sluicegate_waiting"
     HELD = "sluicegate_held"
     DEAD = "sluicegate_dead"
+    DESTINATION_LATE = "sluicegate_destination_late"
+    SOURCE_SILENT = "sluicegate_source_silent"
+    SOURCE_HEARD_SECONDS = "sluicegate_source_heard_seconds"
+    SEQUENCE_MISSING = "sluicegate_sequence_missing"
     OLDEST_WAITING_SECONDS = "sluicegate_oldest_waiting_seconds"
     IN_FLIGHT = "sluicegate_in_flight"
     CONCURRENCY_LIMIT = "sluicegate_concurrency_limit"
@@ -107,6 +111,13 @@ class LogEvent(StrEnum):
     REQUEST_FAILED = "request.failed"
     KEYS_UNAVAILABLE = "keys.unavailable"  # an issuer does not answer; its old keys count for a day
 
+    SOURCE_SILENT = "source.silent"
+    SOURCE_RESUMED = "source.resumed"
+    SEQUENCE_GAP = "sequence.gap"
+    SEQUENCE_FILLED = "sequence.filled"
+    SEQUENCE_RESTARTED = "sequence.restarted"
+    SEQUENCE_GIVEN_UP = "sequence.given_up"  # too many gaps: the lowest are not looked for any more
+
     DELIVERY_SETTLED = "delivery.settled"
     DELIVERY_DEAD = "delivery.dead"
     DELIVERY_FAILED = "delivery.failed"  # a bug of ours, with its stack
@@ -114,6 +125,8 @@ class LogEvent(StrEnum):
     DESTINATION_HELD = "destination.held"
     DESTINATION_NOT_CONFIGURED = "destination.not_configured"
     DESTINATION_RELEASED = "destination.released"
+    DESTINATION_LATE = "destination.late"
+    DESTINATION_RECOVERED = "destination.recovered"
     BREAKER_OPENED = "breaker.opened"
     BREAKER_CLOSED = "breaker.closed"
     LANES_TAKEN_OVER = "lanes.taken_over"

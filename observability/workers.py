@@ -18,6 +18,7 @@ from contextlib import contextmanager, suppress
 from datetime import timedelta
 from enum import Enum, auto
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 import msgspec
@@ -52,9 +53,9 @@ class Reported(Collector):
         self._values: dict[tuple[str, ...], float] = {}
         self._at = 0.0
 
-    def report(self, values: Mapping[str, float] | float) -> None:
-        """The present values: by label, or the one value of a gauge without."""
-        by_label = values if isinstance(values, Mapping) else {(): values}
+    def report(self, values: Mapping[str, float] | Mapping[tuple[str, str], float] | float) -> None:
+        """The present values: by label, or labels, or the one value of a gauge without."""
+        by_label: Mapping[Any, float] = values if isinstance(values, Mapping) else {(): values}
         self._values = {(label,) if isinstance(label, str) else label: float(v) for label, v in by_label.items()}
         self._at = time.time()
 

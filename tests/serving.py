@@ -153,9 +153,11 @@ def sign(body: bytes, *, id: str, at: int | None = None) -> dict[str, str]:  # n
 
 
 @asynccontextmanager
-async def serving(folder: Path, dsn: str, partner: str, *, more: str = "") -> AsyncIterator[Program]:
+async def serving(
+    folder: Path, dsn: str, partner: str, *, more: str = "", configured: str = CONFIGURATION
+) -> AsyncIterator[Program]:
     path = folder / "sluicegate.yaml"
-    path.write_text(CONFIGURATION.format(dsn="env:DSN", partner=partner, more=more))
+    path.write_text(configured.format(dsn="env:DSN", partner=partner, more=more))
     environ = {**ENVIRON, "DSN": dsn}
     service = Service(configuration.load(path, environ), Place(role="all", dsn=dsn, workers=1, metrics=None), environ)
     await service.start(Metrics(version="test"))

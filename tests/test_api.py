@@ -20,6 +20,7 @@ from dead_letter.letters import DeadLetters
 from dead_letter.tokens import Role, Tokens
 from gateway.api import ROUTES, api
 from gateway.permissions import RIGHTS, Permission
+from gateway.silence import Expectation
 from outbox.database import Database
 from outbox.destinations import Destinations
 from outbox.event import OutcomeKind
@@ -27,6 +28,10 @@ from outbox.records import Records
 from tests.rows import Rows
 
 CANARY = "canary-7d1f-Maria-Example-1980"
+
+
+async def nothing_expected() -> Expectation:
+    return Expectation(sources=[], sequences=[], destinations=[])
 
 
 @dataclass
@@ -92,6 +97,7 @@ async def served(database: Database, rows: Rows) -> AsyncIterator[Api]:
             tokens=tokens,
             destinations=Destinations(database),
             audit=Audit(database),
+            expectation=nothing_expected,
             connectors=lambda: CONNECTORS,
             version="0.1.0",
         ),

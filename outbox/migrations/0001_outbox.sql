@@ -9,6 +9,9 @@ RETURN (event_at(id) AT TIME ZONE 'UTC')::date;
 -- The least UUID of version 7 of an instant: the bounds of partitions and of searches by time.
 CREATE FUNCTION event_floor(at timestamptz) RETURNS uuid LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE
 RETURN (lpad(to_hex((extract(epoch FROM at) * 1000)::bigint), 12, '0') || repeat('0', 20))::uuid;
+-- A time in JSON: RFC 3339 in UTC, as everything that is kept.
+CREATE FUNCTION rfc3339(at timestamptz) RETURNS text LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE
+RETURN to_char(at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS"Z"');
 
 CREATE TABLE destinations (
     id          smallint    GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
@@ -19,6 +22,7 @@ CREATE TABLE destinations (
     held_by     text,                  -- who holds it: 'program', or a token's or person's name
     held_reason text,
     not_before  timestamptz,           -- back-off of the whole destination: breaker, Retry-After
+    late_since  timestamptz,           -- since when what it is owed waits for longer than is expected; null: it does not
     CONSTRAINT destinations_hold_is_told CHECK ((held_until IS NULL) = (held_by IS NULL AND held_reason IS NULL))
 );
 
@@ -245,4 +249,63 @@ CREATE TABLE audit (
     target text        NOT NULL,
     reason text        NOT NULL,
     detail json        NOT NULL
+);
+
+-- When each source last posted something proven, by facility ('' for what has none); the doors write it every few seconds.
+CREATE TABLE heard (
+    source   text        NOT NULL,
+    facility text        NOT NULL,
+    at       timestamptz NOT NULL,
+    PRIMARY KEY (source, facility)
+) WITH (fillfactor = 50);
+
+-- Who is expected to post ('' for a source as a whole), and since when somebody watches over it without a break.
+CREATE TABLE expectations (
+    source        text        NOT NULL,
+    facility      text        NOT NULL,
+    terms         text        NOT NULL,  -- what is expected, in words: other terms begin anew
+    watched_since timestamptz NOT NULL,
+    watched_at    timestamptz NOT NULL,
+    silent_since  timestamptz,           -- null: it is heard; else when it was heard last, or when the watch began
+    PRIMARY KEY (source, facility)
+) WITH (fillfactor = 50);
+
+-- The numbers that a sender gives its messages: until when a source's events were counted,
+CREATE TABLE counted_sources (
+    source     text        PRIMARY KEY,
+    field      text        NOT NULL,
+    since      timestamptz NOT NULL,  -- events that were accepted before it do not count
+    counted_to timestamptz NOT NULL
+) WITH (fillfactor = 50);
+-- what each of its facilities counts,
+CREATE TABLE sequences (
+    source   text   NOT NULL,
+    facility text   NOT NULL,
+    first    bigint NOT NULL,         -- all from the first to the last was seen, but what is missing
+    last     bigint NOT NULL,
+    began    uuid   NOT NULL,         -- the event that it began with: older ones belong to the count before
+    latest   uuid   NOT NULL,         -- the newest event that was counted
+    PRIMARY KEY (source, facility)
+);
+-- and what is missing in it: a gap stands until all of it is there.
+CREATE TABLE sequence_gaps (
+    source     text           NOT NULL,
+    facility   text           NOT NULL,
+    first      bigint         NOT NULL,
+    last       bigint         NOT NULL,
+    missing    int8multirange NOT NULL,
+    noticed_at timestamptz    NOT NULL,
+    told       boolean        NOT NULL,
+    PRIMARY KEY (source, facility, first)
+);
+
+-- What the program has to say and has not made an event of yet; written by the statement that changes the state.
+CREATE TABLE announcements (
+    id       uuid        NOT NULL DEFAULT gen_random_uuid(),
+    n        bigint      GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    at       timestamptz NOT NULL DEFAULT clock_timestamp(),
+    type     text        NOT NULL,
+    subject  text        NOT NULL,
+    facility text,
+    data     json        NOT NULL
 );
