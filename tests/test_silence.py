@@ -148,7 +148,7 @@ async def test_other_terms_begin_anew(database: Database) -> None:
 
 def standing(oldest: float | None, *, state: str = "flowing", name: str = "ledger") -> Standing:
     return Standing(
-        name=name, state=state, reason=None, held_by=None, until=None, waiting=3, oldest_waiting_seconds=oldest, dead=0, balanced=True
+        name=name, state=state, reason=None, held_by=None, until=None, waiting=3, oldest_waiting_seconds=oldest, dead=0, balanced=True, configured=True
     )  # fmt: skip
 
 
