@@ -18,11 +18,13 @@ from gateway.authenticate.peer import Address, Network, client_address
 from gateway.config import Config
 from gateway.config_sections import AnySource, OdooNative
 from gateway.minimize import Minimized, Policies, Unmet, Unreadable
+from gateway.parties import Party, parties
 from gateway.problems import problem, unavailable
 from gateway.refusals import Refusals
 from gateway.request_body import Unacceptable, judge_head, read_body
 from gateway.routes import Routes
 from gateway.silence import Heard
+from gateway.slow_refusals import SlowRefusals
 from gateway.token_bucket import TokenBucket
 from observability.failpoints import failpoint
 from observability.logs import log_sparingly
@@ -79,6 +81,8 @@ class Intake:
         self._routes = Routes({})
         self._destinations: Mapping[str, Destination] = {}
         self._proxies: tuple[Network, ...] = ()
+        self._parties: Mapping[str, Mapping[Party, int]] = {}
+        self._slowly = SlowRefusals()
 
     async def adopt(self, config: Config, destinations: Mapping[str, Destination]) -> None:
         """From now on this configuration; requests that are under way end by the one that they began with."""
@@ -89,6 +93,7 @@ class Intake:
         }
         self._routes = Routes(config.routes, give_up={name: d.retry.give_up for name, d in config.destinations.items()})
         self._destinations = destinations
+        self._parties = parties(config)
         self._proxies = config.serve.trusted_proxies
         for door in before.values():
             await door.scheme.close()
@@ -104,6 +109,7 @@ class Intake:
         door = self._sources.get(name)
         if door is None or ("token" in request.match_info and not door.takes_token):
             self._refusals.refused("", "unknown_source")
+            await self._slowly.before("")
             return problem(404, "Unknown source", "There is no source of this name.")
         with self._tracing.accept(name, request.headers.get("traceparent"), trust=door.source.trust_trace) as span:
             try:
@@ -121,6 +127,8 @@ class Intake:
                 log_sparingly(LogEvent.POSTGRES_AWAY, part="intake")
             span.answered(answer.status)
         door.seconds(time.monotonic() - began)
+        if 400 <= answer.status < 500:
+            await self._slowly.before(name)
         return answer
 
     async def _take(self, request: web.Request, door: "_Door", span: Accepted) -> web.Response:
@@ -260,7 +268,8 @@ class Intake:
         debts = []
         for owed in self._routes.choose(source=event.source, type=event.type, facility=event.facility, data=event.data):
             destination = self._destinations[owed.destination]
-            lane, key = destination.place(event.id, event.subject, ordered=owed.ordered)
+            party = self._parties[owed.destination].get((event.source, event.facility))
+            lane, key = destination.place(event.id, event.subject, ordered=owed.ordered, party=party)
             debts.append(Debt(lane=lane, destination=destination.id, key=key, give_up=owed.give_up))
         return tuple(debts)
 

@@ -24,6 +24,7 @@ from gateway.config import Config, ConfigurationError
 from gateway.destinations import dropped
 from gateway.intake import Intake
 from gateway.listening import Listening
+from gateway.parties import lanes, parties
 from gateway.partners import Partners
 from gateway.policy_versions import PolicyVersions
 from gateway.problems import problems_only
@@ -251,7 +252,8 @@ class Service:
         await self._versions.record(config.policies)
         ordered = {name for route in config.routes.values() if route.order for name in route.to}
         shards = {name: ORDERED_SHARDS if name in ordered else 1 for name in config.destinations}
-        destinations = await self.outbox.ensure_destinations(shards)
+        shared = {name: lanes(sharing) for name, sharing in parties(config).items()}
+        destinations = await self.outbox.ensure_destinations(shards, shared)
         self.partners = await Partners.open(config, tracing=self.tracing, version=VERSION)
         self._destinations = destinations
         keep = Keep(

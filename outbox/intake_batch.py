@@ -5,7 +5,8 @@ those that came while the last batch was being written are the next one.
 """
 
 import asyncio
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
@@ -17,7 +18,12 @@ from outbox.store import Arrival, Buckets, Outbox, Seen, Stored
 LARGEST = 500  # arrivals in one statement
 LONGEST_QUEUE = 10_000  # arrivals that may wait, and
 HEAVIEST_QUEUE = 16 * 1024 * 1024  # bytes of what is kept of them; beyond either the door says 503 before memory grows
+BIGGEST_PART = 2  # nobody alone fills more than half of that: there is always room for another
 LAST_WAIT = timedelta(seconds=2)  # at the end, for what is being written: its senders do not wait for longer
+
+
+Party = tuple[str, str | None]
+"""A source, and the facility of its event."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +33,11 @@ class Waiting:
 
 
 class IntakeBatch:
-    """Stores arrivals; tells `wake` the lanes of what is new, and since when it is due."""
+    """Stores arrivals; tells `wake` the lanes of what is new, and since when it is due.
+
+    Where more wait than one batch takes, each party (a source, and the facility within it) has its turn: whoever floods
+    waits behind itself.
+    """
 
     def __init__(
         self,
@@ -45,12 +55,17 @@ class IntakeBatch:
         self._free = connections
         self._waiting: list[Waiting] = []
         self._weight = 0  # of what waits, in bytes
+        self._places: Counter[Party] = Counter()  # that each party takes up in the queue
         self._writing: set[asyncio.Task[None]] = set()
 
     async def add(self, arrival: Arrival) -> Stored | Seen:
         """Durable when it returns; raises Unavailable when that is not known."""
         if len(self._waiting) >= LONGEST_QUEUE or self._weight >= HEAVIEST_QUEUE:
             raise Unavailable("too many requests wait for the database")
+        party = party_of(arrival)
+        if self._places[party] >= LONGEST_QUEUE // BIGGEST_PART:
+            raise Unavailable("too many requests of one party wait for the database")
+        self._places[party] += 1
         answer: asyncio.Future[Stored | Seen] = asyncio.get_running_loop().create_future()
         self._waiting.append(Waiting(arrival, answer))
         self._weight += len(arrival.data)
@@ -85,8 +100,11 @@ class IntakeBatch:
     def _next(self) -> list[Waiting]:
         """Those whose sender still waits: who was told to come back brings it again."""
         waiting = [waiting for waiting in self._waiting if not waiting.answer.done()]
+        if len(waiting) > LARGEST:
+            waiting = in_turns(waiting)
         batch, self._waiting = waiting[:LARGEST], waiting[LARGEST:]
         self._weight = sum(len(waiting.arrival.data) for waiting in self._waiting)
+        self._places = Counter(party_of(waiting.arrival) for waiting in self._waiting)
         return batch
 
     async def _store(self, batch: list[Waiting]) -> None:
@@ -113,6 +131,21 @@ class IntakeBatch:
         failpoint("intake.before_wake")
         if due:
             self._wake(due)
+
+
+def party_of(arrival: Arrival) -> Party:
+    return arrival.event.source, arrival.event.facility
+
+
+def in_turns(waiting: Sequence[Waiting]) -> list[Waiting]:
+    """The first of each party, then the second of each, …"""
+    turns: Counter[Party] = Counter()
+    ranked = []
+    for one in waiting:
+        party = party_of(one.arrival)
+        ranked.append((turns[party], one))
+        turns[party] += 1
+    return [one for _, one in sorted(ranked, key=lambda turn: turn[0])]
 
 
 def _fail(waiting: Waiting, error: Exception) -> None:

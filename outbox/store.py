@@ -38,18 +38,28 @@ class Tally(IntEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Destination:
-    """A destination as the database knows it; `lanes` by shard.  How many there are is frozen when it is made."""
+    """A destination as the database knows it; `lanes` by shard.
+
+    A subject is placed by the first `shards` of them, whose number is frozen when it is made; further lanes may come.
+    """
 
     id: int
     name: str
+    shards: int
     lanes: tuple[int, ...]
 
-    def place(self, event: UUID, subject: str | None, *, ordered: bool) -> tuple[int, int | None]:
-        """The lane of a delivery, and the key that keeps its subject in order (None: no order)."""
+    def place(
+        self, event: UUID, subject: str | None, *, ordered: bool, party: int | None = None
+    ) -> tuple[int, int | None]:
+        """The lane of a delivery, and the key that keeps its subject in order (None: no order).
+
+        Lanes take turns, so what needs no order goes into that of its `party` (a number of whoever sent it; None: any
+        lane): a flood of one party does not stand in the way of another's.
+        """
         if not ordered or subject is None:
-            return self.lanes[event.int % len(self.lanes)], None
+            return self.lanes[(event.int if party is None else party) % len(self.lanes)], None
         key = order_key(subject)
-        return self.lanes[key % len(self.lanes)], key
+        return self.lanes[key % self.shards], key
 
 
 def order_key(subject: str) -> int:
@@ -680,8 +690,10 @@ class Outbox:
 
     # ── destinations ─────────────────────────────────────────────────────────────────────────────
 
-    async def ensure_destinations(self, shards: Mapping[str, int]) -> dict[str, Destination]:
-        """Make those that are new, with their lanes; how many lanes one has stays as it was made."""
+    async def ensure_destinations(
+        self, shards: Mapping[str, int], lanes: Mapping[str, int] | None = None
+    ) -> dict[str, Destination]:
+        """Make those that are new; how many shards one has stays as it was made, and it gets as many `lanes` as it needs."""
         await self._intake.execute(
             """
             WITH made AS (
@@ -701,9 +713,23 @@ class Outbox:
             list(shards),
             list(shards.values()),
         )
+        await self._intake.execute(
+            """
+            INSERT INTO lanes (destination, shard, carried_below)
+            SELECT d.id, further, (SELECT carried_below FROM lanes ORDER BY carried_below DESC LIMIT 1)
+              FROM unnest($1::text[], $2::int[]) AS wanted (name, lanes)
+              JOIN destinations AS d ON d.name = wanted.name
+             CROSS JOIN generate_series(d.shards, wanted.lanes - 1) AS further
+             WHERE NOT EXISTS (SELECT FROM lanes AS l WHERE (l.destination, l.shard) = (d.id, further))
+             ORDER BY d.id, further
+                ON CONFLICT DO NOTHING
+            """,
+            list(lanes or {}),
+            list((lanes or {}).values()),
+        )
         rows = await self._intake.fetch(
             """
-            SELECT d.id, d.name, array_agg(l.lane ORDER BY l.shard) AS lanes
+            SELECT d.id, d.name, d.shards, array_agg(l.lane ORDER BY l.shard) AS lanes
               FROM destinations AS d
               JOIN lanes AS l ON l.destination = d.id
              WHERE d.name = ANY ($1::text[])
@@ -711,7 +737,10 @@ class Outbox:
             """,
             list(shards),
         )
-        return {row["name"]: Destination(id=row["id"], name=row["name"], lanes=tuple(row["lanes"])) for row in rows}
+        return {
+            row["name"]: Destination(id=row["id"], name=row["name"], shards=row["shards"], lanes=tuple(row["lanes"]))
+            for row in rows
+        }
 
     async def standings(self) -> dict[int, Standing]:
         """The destinations that are held or to be left alone, by number; for ever is a hundred years."""

@@ -1,0 +1,34 @@
+"""A flood of what is refused is answered late: whoever waits for an answer cannot send the next.
+
+To refuse costs nearly as much as to accept: the body is read and the proof is checked before anybody knows.  A sender
+that posts on and on over its connections is slowed down by them, at no cost here.  A few refusals are answered at once.
+"""
+
+import asyncio
+import time
+
+from gateway.token_bucket import TokenBucket
+
+AT_ONCE = 20.0  # refusals of one source a second
+PAUSE = 0.5  # seconds; a sender such as Odoo waits for one
+MOST = 1000  # that wait at a time; their memory is worth more than what they would be kept from
+
+
+class SlowRefusals:
+    """Sources are names of ours, and the empty one for all that name none, so there are only so many of them."""
+
+    def __init__(self) -> None:
+        self._at_once: dict[str, TokenBucket] = {}
+        self._paused = 0
+
+    async def before(self, source: str) -> None:
+        """To be awaited before a refusal is answered."""
+        if source not in self._at_once:
+            self._at_once[source] = TokenBucket(per_second=AT_ONCE)
+        if self._at_once[source].take(time.monotonic()) or self._paused >= MOST:
+            return
+        self._paused += 1
+        try:
+            await asyncio.sleep(PAUSE)
+        finally:
+            self._paused -= 1

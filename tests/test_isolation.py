@@ -1,0 +1,149 @@
+"""A flood of one party is nobody else's: proven by what is taken in which order, never by the clock."""
+
+import asyncio
+from collections import Counter
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+
+from gateway import config as configuration
+from gateway.parties import lanes, parties
+from gateway.slow_refusals import AT_ONCE, MOST, SlowRefusals
+from outbox import intake_batch
+from outbox.database import Unavailable
+from outbox.event import Delivered
+from outbox.intake_batch import IntakeBatch, Waiting, in_turns, party_of
+from outbox.store import Arrival, Debt
+from tests.house import House, Partner, house_on
+from tests.serving import CONFIGURATION, ENVIRON, order, partner, serving
+
+
+@pytest_asyncio.fixture
+async def house(dsn: str) -> AsyncIterator[House]:
+    async with house_on(dsn) as house:
+        yield house
+
+
+def arrival(house: House, facility: str | None, *to: str, source: str = "shop", party: int | None = None) -> Arrival:
+    made = house.arrival(*to)
+    event = replace(made.event, source=source, facility=facility)
+    debts = []
+    for name in to:
+        lane, key = house.destinations[name].place(event.id, event.subject, ordered=False, party=party)
+        debts.append(Debt(lane=lane, destination=house.destinations[name].id, key=key, give_up=None))
+    return replace(made, event=event, debts=tuple(debts))
+
+
+# ── at the door ──────────────────────────────────────────────────────────────────────────────────────
+
+
+async def test_where_more_wait_than_a_batch_takes_each_party_has_its_turn(house: House) -> None:
+    waiting = [
+        Waiting(arrival(house, facility), asyncio.get_running_loop().create_future())
+        for facility in [*["north"] * 2000, "south", "south", None]
+    ]
+    first = [party_of(one.arrival)[1] for one in in_turns(waiting)[:6]]
+    assert Counter(first) == {"north": 3, "south": 2, None: 1}
+    norths = [one for one in in_turns(waiting) if one.arrival.event.facility == "north"]
+    assert norths == waiting[:2000]  # in their order
+
+
+async def test_a_flood_leaves_room_for_others_in_the_queue_before_the_database(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(intake_batch, "LONGEST_QUEUE", 20)
+    sizes: list[int] = []
+    batch = IntakeBatch(house.outbox, buckets=house.buckets, wake=lambda _: None, sizes=sizes.append, connections=1)
+    flood = [asyncio.create_task(batch.add(arrival(house, "north"))) for _ in range(60)]
+    victim = asyncio.create_task(batch.add(arrival(house, "south")))
+    answers = await asyncio.gather(*flood, return_exceptions=True)
+    refused = sum(isinstance(answer, Unavailable) for answer in answers)
+    assert refused == 50
+    await victim
+    assert len([answer for answer in answers if not isinstance(answer, Unavailable)]) == 10
+    assert (await batch.add(arrival(house, "north"))).event  # its places are free again
+    await batch.close()
+
+
+async def test_a_facility_that_floods_is_told_to_wait_and_the_others_of_its_source_are_not(
+    tmp_path: Path, dsn: str
+) -> None:
+    text = CONFIGURATION.replace("body: 64KiB}}", "facility_limit: 3/m}}").replace(
+        "of: {{1: north}}", "of: {{1: north, 2: south}}"
+    )
+    text = text.replace("facilities:\n", "facilities:\n  south: {{name: South Clinic}}\n")
+    async with partner() as other, serving(tmp_path, dsn, other.address, configured=text) as program:
+        north = [(await program.post(order(id=number)))[0] for number in range(1, 5)]
+        south = (await program.post(order(id=9, company_id=2)))[0]
+        assert (north, south) == ([202, 429, 429, 429], 202)
+        assert (await program.api("GET", "/rejections", role="viewer"))[0] == 200
+        assert 'reason="facility_rate_limited",source="odoo"} 3.0' in program.service.metrics.render().decode()
+
+
+async def test_a_few_refusals_are_answered_at_once_and_a_flood_of_them_late(monkeypatch: pytest.MonkeyPatch) -> None:
+    slowly, paused = SlowRefusals(), []
+
+    async def note(seconds: float) -> None:
+        paused.append(seconds)
+        await held.wait()
+
+    held = asyncio.Event()
+    monkeypatch.setattr("gateway.slow_refusals.asyncio.sleep", note)
+    answers = [asyncio.create_task(slowly.before("shop")) for _ in range(5000)]
+    await asyncio.wait(answers, timeout=0.2)
+    assert len(paused) == MOST  # the memory of those that wait is bounded, too
+    answered = sum(answer.done() for answer in answers)
+    assert answered == 5000 - MOST
+    assert AT_ONCE < MOST
+    calm = asyncio.create_task(slowly.before("lab"))  # another source is not made to wait
+    await asyncio.wait([calm], timeout=1)
+    assert calm.done()
+    held.set()
+    await asyncio.gather(*answers)
+
+
+# ── on the way to a destination ──────────────────────────────────────────────────────────────────────
+
+
+async def test_a_party_does_not_wait_behind_the_backlog_of_another_in_one_destination(house: House) -> None:
+    house.destinations |= await house.outbox.ensure_destinations({"ledger": 1}, {"ledger": 2})
+    taken: list[str | None] = []
+
+    def note(delivery) -> Delivered:
+        taken.append(delivery.event.facility)
+        return Delivered()
+
+    for _ in range(4):
+        await house.outbox.add([arrival(house, "north", "ledger", party=0) for _ in range(500)], house.buckets())
+    await house.outbox.add([arrival(house, "south", "ledger", party=1)], house.buckets())
+    async with house.dispatching(house.target("ledger", Partner(note), concurrency=4)):
+        await house.drained(30)
+    assert len(taken) == 2001
+    assert taken.index("south") < 300  # not behind the 2000 that were there before
+
+
+async def test_a_destination_gets_the_lanes_that_it_lacks_and_subjects_keep_theirs(house: House) -> None:
+    before = (await house.outbox.ensure_destinations({"ledger": 2}))["ledger"]
+    after = (await house.outbox.ensure_destinations({"ledger": 16}, {"ledger": 5}))["ledger"]
+    again = (await house.outbox.ensure_destinations({"ledger": 2}, {"ledger": 3}))["ledger"]
+    assert after == again
+    assert (after.shards, len(after.lanes), after.lanes[:2]) == (2, 5, before.lanes)
+    event = house.identities.next()
+    for subject in ("order/1", "order/2", "order/3"):
+        assert before.place(event, subject, ordered=True) == after.place(event, subject, ordered=True, party=4)
+    assert after.place(event, None, ordered=False, party=4)[0] == after.lanes[4]
+
+
+def test_each_party_whose_events_may_come_to_a_destination_has_a_lane_there(tmp_path: Path) -> None:
+    path = tmp_path / "sluicegate.yaml"
+    text = CONFIGURATION.replace("of: {{1: north}}", "of: {{1: north, 2: south}}")
+    text = text.replace("facilities:\n", "facilities:\n  south: {{name: South Clinic}}\n")
+    path.write_text(text.format(dsn="env:DSN", partner="http://127.0.0.1:9", more=""))
+    config = configuration.load(path, {**ENVIRON, "DSN": "postgresql://nobody@nowhere/x"})
+    sharing = parties(config)["approvers"]
+    assert sharing.keys() == {("sluicegate", None), ("odoo", "north"), ("odoo", "south")}
+    assert lanes(sharing) == 2
+    assert {number % 2 for party, number in sharing.items() if party[0] == "odoo"} == {0, 1}
