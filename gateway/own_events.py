@@ -26,16 +26,16 @@ _OF_A_DESTINATION: Final[Mapping[str, Mapping[str, Any]]] = {
 }
 
 KINDS: Final[Mapping[str, Mapping[str, Mapping[str, Any]]]] = {
-    "source.silent": {**_OF_A_SOURCE, "since": _TIME, "every": _SPAN},
-    "source.resumed": {**_OF_A_SOURCE, "since": _TIME, "heard_at": _TIME},
-    "sequence.gap": {**_NUMBERS, "missing": _NUMBER},
-    "sequence.filled": _NUMBERS,
-    "sequence.restarted": _NUMBERS,
-    "sequence.given_up": {**_NUMBERS, "missing": _NUMBER},
-    "destination.late": {**_OF_A_DESTINATION, "oldest": _TIME},
-    "destination.recovered": _OF_A_DESTINATION,
+    "sluicegate.source.silent": {**_OF_A_SOURCE, "since": _TIME, "every": _SPAN},
+    "sluicegate.source.resumed": {**_OF_A_SOURCE, "since": _TIME, "heard_at": _TIME},
+    "sluicegate.sequence.gap": {**_NUMBERS, "missing": _NUMBER},
+    "sluicegate.sequence.filled": _NUMBERS,
+    "sluicegate.sequence.restarted": _NUMBERS,
+    "sluicegate.sequence.given_up": {**_NUMBERS, "missing": _NUMBER},
+    "sluicegate.destination.late": {**_OF_A_DESTINATION, "oldest": _TIME},
+    "sluicegate.destination.recovered": _OF_A_DESTINATION,
 }
-"""Their types, below `sluicegate.`, and what their data holds."""
+"""Their types, and what their data holds."""
 
 
 def policies(facilities: tuple[str, ...]) -> dict[str, Policy]:
@@ -49,7 +49,7 @@ def policies(facilities: tuple[str, ...]) -> dict[str, Policy]:
                 "name": kind,
                 "version": 1,
                 "purpose": "operation of this gateway",
-                "type": f"{OWN_SOURCE}.{kind}",
+                "type": kind,
                 "subject": f"{about}/{{{about}}}",
                 "keep": {key: {"from": key, **said} for key, said in data.items()},
                 **(sites if about == "source" else {}),
