@@ -102,7 +102,7 @@ class Audit:
              ORDER BY id
             """,
             f"{event}/",
-            ["dead-letters.replay", "dead-letters.discard"],
+            ["dead-letters.replay", "dead-letters.discard", "destination.reassign", "destination.discard"],
         )
         return [_deed(row) for row in rows]
 

@@ -18,15 +18,17 @@ from aiohttp import web
 from aiohttp.typedefs import Handler
 
 from dead_letter.audit import Audit, Deed
+from dead_letter.left_behind import CannotMoveError, Home, LeftBehind, LeftPreview, Moved
 from dead_letter.letters import Cause, DeadLetters, EmptySelectionError, Instant, Letter, Preview, Repair, Select, Word
 from dead_letter.tokens import Holder, Tokens
-from gateway.destinations import DestinationLine, line, lines
+from gateway.destinations import DestinationLine, home_called, line, lines, refuse_what_is_delivered
 from gateway.openapi import describe
 from gateway.permissions import RIGHTS, Permission
 from gateway.problems import JSON, problem, problems_only
 from gateway.silence import Expectation
 from observability.names import LogEvent
 from outbox.destinations import Destinations, UnknownDestinationError
+from outbox.fleet import Fleet, Process
 from outbox.page import BadCursorError, Page, page, place_of
 from outbox.records import Books, EventRecord, EventSummary, Records, Rejection
 
@@ -44,9 +46,15 @@ def api(
     audit: Audit,
     expectation: Callable[[], Awaitable[Expectation]],
     connectors: Callable[[], Mapping[str, str]],
+    left: LeftBehind,
+    homes: Callable[[], Mapping[str, Home]],
+    fleet: Fleet,
     version: str,
 ) -> web.Application:
-    """The application to mount at /api/v1.  `connectors`: the kind of each configured destination, as of now."""
+    """The application to mount at /api/v1.
+
+    As of now: `connectors` is the kind of each configured destination, and `homes` those that may be reassigned to.
+    """
     operators = Operators(
         records=records,
         letters=letters,
@@ -54,6 +62,9 @@ def api(
         audit=audit,
         expectation=expectation,
         connectors=connectors,
+        left=left,
+        homes=homes,
+        fleet=fleet,
         version=version,
     )
     application = web.Application(middlewares=[problems_only, _refusals])
@@ -160,6 +171,21 @@ class HoldBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     until: Instant | None = None
 
 
+class ReassignBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Where to, and why.  A dry run needs no reason and changes nothing."""
+
+    to: Word
+    reason: Reason | None = None
+    dry_run: bool = False
+
+
+class DiscardBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Why.  A dry run needs no reason and changes nothing."""
+
+    reason: Reason | None = None
+    dry_run: bool = False
+
+
 class ReleaseBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     reason: Reason
 
@@ -209,6 +235,9 @@ class Operators:
         audit: Audit,
         expectation: Callable[[], Awaitable[Expectation]],
         connectors: Callable[[], Mapping[str, str]],
+        left: LeftBehind,
+        homes: Callable[[], Mapping[str, Home]],
+        fleet: Fleet,
         version: str,
     ) -> None:
         self._records = records
@@ -217,6 +246,9 @@ class Operators:
         self._audit = audit
         self._expectation = expectation
         self._connectors = connectors
+        self._left = left
+        self._homes = homes
+        self._fleet = fleet
         self._version = version
         self._proving = asyncio.Lock()
 
@@ -272,9 +304,7 @@ class Operators:
                 return Answer(await self._letters.preview(body.select))
             if not body.select.single and not body.select.empty:
                 _require(holder, Permission.REPAIR_MANY, "name one event in select.events, or ask one of those")
-            if body.reason is None:
-                raise Refusal(422, "No reason given", "Say why in `reason`: it stands in the audit.")
-            repair = await deed(body.select, reason=body.reason.strip(), actor=holder.name)
+            repair = await deed(body.select, reason=_said(body.reason), actor=holder.name)
         except UnknownDestinationError as unknown:
             raise Refusal(422, "No such destination", str(unknown)) from None
         except EmptySelectionError:
@@ -306,6 +336,37 @@ class Operators:
             log.info(LogEvent.DESTINATION_RELEASED, destination=name, actor=holder.name)
         return Answer(await self._standing(name))
 
+    async def reassign(self, asked: Asked[Nothing, ReassignBody]) -> Answer:
+        name, body = asked.place["name"], asked.body
+        refuse_what_is_delivered(name, self._connectors())
+        try:
+            home = home_called(body.to, self._homes())
+        except UnknownDestinationError as unknown:
+            raise Refusal(422, "No such destination", f"`to`: {unknown}") from None
+        if body.dry_run:
+            return Answer(await self._left.preview(name, home))
+        reason, actor = _said(body.reason), _known(asked.holder).name
+        moved = await self._left.reassign(name, home, reason=reason, actor=actor)
+        log.info(
+            LogEvent.DELIVERIES_REASSIGNED,
+            id=str(moved.id),
+            count=moved.count,
+            destination=name,
+            to=home.name,
+            actor=actor,
+        )
+        return Answer(moved, 202)
+
+    async def discard_left(self, asked: Asked[Nothing, DiscardBody]) -> Answer:
+        name, body = asked.place["name"], asked.body
+        refuse_what_is_delivered(name, self._connectors())
+        if body.dry_run:
+            return Answer(await self._left.preview(name))
+        reason, actor = _said(body.reason), _known(asked.holder).name
+        moved = await self._left.discard(name, reason=reason, actor=actor)
+        log.info(LogEvent.DELIVERIES_DISCARDED, id=str(moved.id), count=moved.count, destination=name, actor=actor)
+        return Answer(moved, 202)
+
     async def rejections(self, asked: Asked[RejectionsQuery, None]) -> Answer:
         query = asked.query
         return Answer(
@@ -336,6 +397,13 @@ class Operators:
     async def invariants(self, asked: Asked[Nothing, None]) -> Answer:  # noqa: ARG002
         async with self._proving:  # it reads everything: one at a time is enough
             return Answer(await self._records.books())
+
+    async def processes(self, asked: Asked[PageQuery, None]) -> Answer:
+        after = place_of(asked.query.cursor, tuple[str, datetime])
+        found = [each for each in await self._fleet.processes() if after is None or (each.name, each.since) > after]
+        return Answer(
+            page(found, asked.query.limit, item=lambda each: each, place=lambda each: (each.name, each.since))
+        )
 
     async def openapi(self, asked: Asked[Nothing, None]) -> Answer:  # noqa: ARG002
         return Answer(describe(ROUTES, version=self._version))
@@ -453,6 +521,26 @@ ROUTES = (
         answers={200: DestinationLine},
     ),
     Route(
+        method="POST",
+        path="/destinations/{name}/reassign",
+        does="Send elsewhere what waits for a destination that is not configured any more. "
+        "A dry run answers 200 and changes nothing.",
+        serve=Operators.reassign,
+        permission=Permission.REPAIR_MANY,
+        body=ReassignBody,
+        answers={200: LeftPreview, 202: Moved},
+    ),
+    Route(
+        method="POST",
+        path="/destinations/{name}/discard",
+        does="Lay aside for good what waits for a destination that is not configured any more. "
+        "A dry run answers 200 and changes nothing.",
+        serve=Operators.discard_left,
+        permission=Permission.REPAIR_MANY,
+        body=DiscardBody,
+        answers={200: LeftPreview, 202: Moved},
+    ),
+    Route(
         method="GET",
         path="/rejections",
         does="What was refused at the door, by second, source and reason.",
@@ -477,6 +565,15 @@ ROUTES = (
         serve=Operators.invariants,
         permission=Permission.READ_HEALTH,
         answers={200: Books},
+    ),
+    Route(
+        method="GET",
+        path="/processes",
+        does="Who works on this database, and by which configuration.",
+        serve=Operators.processes,
+        permission=Permission.READ_HEALTH,
+        query=PageQuery,
+        answers={200: Page[Process]},
     ),
     Route(
         method="GET",
@@ -530,6 +627,12 @@ async def _identify(request: web.Request, tokens: Tokens) -> Holder:
             WWW_Authenticate="Bearer",
         )
     return holder
+
+
+def _said(reason: str | None) -> str:
+    if reason is None:
+        raise Refusal(422, "No reason given", "Say why in `reason`: it stands in the audit.")
+    return reason.strip()
 
 
 def _known(holder: Holder | None) -> Holder:
@@ -625,3 +728,5 @@ async def _refusals(request: web.Request, handler: Handler) -> web.StreamRespons
         return problem(400, "Bad cursor", "`cursor` is not the `next` of a page; leave it out to begin at the start.")
     except UnknownDestinationError as unknown:
         return problem(404, "No such destination", str(unknown))
+    except CannotMoveError as refusal:
+        return problem(409, "Cannot be taken now", str(refusal))

@@ -1,7 +1,7 @@
 """Look at everything that a configuration names, and touch nothing: the database, and every destination."""
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import assert_never
@@ -15,6 +15,7 @@ from gateway.policy_versions import PolicyVersions
 from observability.tracing import Tracing
 from outbox.database import Database, Unavailable, UnsuitableError, migrations_pending
 from outbox.embedded import EmbeddedError, running
+from outbox.fleet import Fleet, Process
 from outbox.pooler import refuse_pooler
 from outbox.records import Records, Standing
 
@@ -62,6 +63,7 @@ async def _stored(config: Config, dsn: str, how: str) -> list[Finding]:
     try:
         standings = await Records(database, configured=lambda: config.destinations).standings()
         changed = await PolicyVersions(database).changed(config.policies)
+        processes = await Fleet(database).processes()
     finally:
         await database.close()
     return [
@@ -72,7 +74,18 @@ async def _stored(config: Config, dsn: str, how: str) -> list[Finding]:
             for told in dropped(standings, named={*config.destinations, *config.gone})
         ),
         *_retired(config, {each.name: each for each in standings}),
+        *_fleet(config, processes),
     ]
+
+
+def _fleet(config: Config, processes: Sequence[Process]) -> Iterator[Finding]:
+    """Who runs by another file than this one: in the middle of a deploy that is so, and afterwards it is a mistake."""
+    others = [f"{each.name} ({each.role}) by {each.digest[:12]}" for each in processes if each.digest != config.digest]
+    if others:
+        says = (
+            f"not by this file ({config.digest[:12]}), but others: {', '.join(others)}; reload or restart them with it"
+        )
+        yield Finding(what="processes", good=True, doubtful=True, says=says)
 
 
 def _retired(config: Config, standings: Mapping[str, Standing]) -> Iterator[Finding]:

@@ -310,6 +310,27 @@ def release(path: Path, name: str, reason: str) -> None:
     click.echo(commands.release(path, name, reason))
 
 
+moves = options(
+    click.option("--reason", help="Why; it stands in the audit."),
+    click.option("--dry-run", is_flag=True, help="Say what would be taken, and change nothing."),
+    in_json,
+)
+
+
+@destinations.command("reassign")
+@options(configured, click.argument("old"), click.argument("new"), moves)
+def reassign(path: Path, old: str, new: str, **how: Any) -> None:
+    """Send to NEW what waits for OLD, which is not configured any more."""
+    click.echo(commands.move(path, old, new, **how))
+
+
+@destinations.command("discard")
+@options(configured, click.argument("name"), moves)
+def discard_left(path: Path, name: str, **how: Any) -> None:
+    """Lay aside for good what waits for NAME, which is not configured any more."""
+    click.echo(commands.move(path, name, None, **how))
+
+
 # ── the rest ─────────────────────────────────────────────────────────────────────────────────────────
 
 

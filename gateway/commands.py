@@ -19,12 +19,13 @@ import msgspec
 from connectors import kinds
 from connectors.settings import did_you_mean
 from dead_letter.audit import Audit
+from dead_letter.left_behind import CannotMoveError, LeftBehind, LeftPreview, Moved
 from dead_letter.letters import DeadLetters, EmptySelectionError, Select
 from dead_letter.tokens import THE_PROGRAM, Role, Tokens
 from gateway import config as configuration
 from gateway import show
 from gateway.config import Config, ConfigurationError
-from gateway.destinations import lines
+from gateway.destinations import home_called, homes, lines, refuse_what_is_delivered
 from gateway.silence import Expectation, expectation
 from observability.failpoints import VARIABLE, FailpointsError, arm
 from observability.logs import configure
@@ -52,6 +53,7 @@ def expected(error: Exception) -> str | None:
             | UnsuitableError()
             | EmbeddedError()
             | UnknownDestinationError()
+            | CannotMoveError()
             | BadCursorError()
             | EmptySelectionError()
         ):
@@ -255,6 +257,27 @@ def release(path: Path, name: str, reason: str) -> str:
     return f"{name} is released: what waited goes out." if held else f"{name} was not held."
 
 
+def move(path: Path, name: str, to: str | None, *, in_json: bool, dry_run: bool, reason: str | None) -> str:
+    """Reassign what waits, or discard it, where it goes nowhere; who did it stands in the audit."""
+    if reason is None and not dry_run:
+        raise click.UsageError("Say why with --reason; or look first with --dry-run.")
+    why, verb = one_line(reason, "--reason") if reason is not None else "", "reassign" if to else "discard"
+
+    async def take(desk: Desk) -> Moved | LeftPreview:
+        refuse_what_is_delivered(name, desk.config.destinations)
+        home = home_called(to, homes(desk.config)) if to else None
+        if dry_run:
+            return await desk.left.preview(name, home)
+        if home is None:
+            return await desk.left.discard(name, reason=why, actor=me())
+        return await desk.left.reassign(name, home, reason=why, actor=me())
+
+    done = at_desk(path, take)
+    if in_json:
+        return as_json(done)
+    return show.moved(done, verb, name, to) if isinstance(done, Moved) else show.left(done, verb, name, to)
+
+
 async def known(desk: "Desk", deed: Awaitable[Answer]) -> Answer:
     """A destination that is configured is known to the database once a `serve` has run with it."""
     try:
@@ -316,6 +339,7 @@ class Desk:
     records: Records
     letters: DeadLetters
     destinations: Destinations
+    left: LeftBehind
     audit: Audit
     tokens: Tokens
     expectation: Callable[[], Awaitable[Expectation]]
@@ -349,6 +373,7 @@ async def desk(config: Config) -> AsyncIterator[Desk]:
                 records=Records(database, configured=lambda: config.destinations),
                 letters=DeadLetters(database),
                 destinations=Destinations(database),
+                left=LeftBehind(database),
                 audit=Audit(database),
                 tokens=Tokens(database),
                 expectation=lambda: expectation(database, config),

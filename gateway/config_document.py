@@ -10,6 +10,7 @@ from typing import Any, Final
 
 from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
+from ruamel.yaml.events import MappingStartEvent, ScalarEvent, SequenceStartEvent
 from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 from ruamel.yaml.reader import ReaderError
 
@@ -56,7 +57,9 @@ class Document:
         self.folder = path.absolute().parent
         self._environ = environ
         self._read = 0
-        self._root = _compose(self.file, _text(self.file, content))
+        text = _text(self.file, content)
+        self._root = _compose(self.file, text)
+        self._tags = _tags(text)
         self.values: Any = None if self._root is None else self._value(self._root, (), ())
 
     def line(self, path: KeyPath) -> int:
@@ -94,6 +97,11 @@ class Document:
                 [self.mistake(path, "repeats itself without an end; write it out, without an alias")]
             )
         above = (*above, id(node))
+        if not isinstance(node, ScalarNode) and self._tag(node) not in {
+            None,
+            "map" if isinstance(node, MappingNode) else "seq",
+        }:
+            self._add(node.start_mark.line + 1, path, "has a tag of YAML (!) that does not belong there; leave it out")
         match node:
             case ScalarNode():
                 return self._scalar(node, path)
@@ -117,13 +125,19 @@ class Document:
             elif key in first:
                 self._add(line, (*path, key), f"stands twice, first in line {first[key]}; leave one out")
             else:
+                if self._tag(key_node) is not None:
+                    self._add(line, (*path, key), "has a tag of YAML (!) before its name; leave it out")
                 first[key] = line
                 yield key, value
 
     def _scalar(self, node: ScalarNode, path: KeyPath) -> Any:
-        if not re.match("tag:yaml.org,2002:(?!binary)", node.tag or ""):
-            self._add(node.start_mark.line + 1, path, 'begins with "!", a tag of YAML that is not known here; quote it')
         value = _plain(node)
+        if tag := self._tag(node):
+            if tag not in _OF_TAG:
+                problem = 'begins with "!", a tag of YAML that is not known here; quote it'
+                self._add(node.start_mark.line + 1, path, problem)
+            elif not isinstance(value := _tagged(node, tag), _OF_TAG[tag]):
+                self._add(node.start_mark.line + 1, path, f"has the tag !!{tag}, but is no {tag}; leave the tag out")
         if not isinstance(value, str):
             return value
         if _UNFIT.search(value):
@@ -137,6 +151,12 @@ class Document:
                 self.references[value] = self._refer(value)
             return self.references[value]
         return value
+
+    def _tag(self, node: Node) -> str | None:
+        """The tag that is written before a value, short where it is YAML's own."""
+        kind = "scalar" if isinstance(node, ScalarNode) else "mapping" if isinstance(node, MappingNode) else "sequence"
+        tag = self._tags.get((kind, node.start_mark.line, node.start_mark.column))
+        return tag and tag.removeprefix("tag:yaml.org,2002:")
 
     def _refer(self, origin: str) -> Reference:
         kind, _, name = origin.partition(":")
@@ -217,6 +237,18 @@ def _compose(file: str, text: str) -> Node | None:
     return node
 
 
+def _tags(text: str) -> dict[tuple[str, int, int], str]:
+    """Every tag that is written out, by what it stands before.  A node does not tell whether its tag was."""
+    if "!" not in text:
+        return {}
+    kinds = {ScalarEvent: "scalar", SequenceStartEvent: "sequence", MappingStartEvent: "mapping"}
+    return {
+        (kinds[type(event)], event.start_mark.line, event.start_mark.column): str(event.tag)
+        for event in YAML(typ="safe", pure=True).parse(text)
+        if type(event) in kinds and event.tag is not None
+    }
+
+
 def _yaml_problem(problem: str, text: str, line: int) -> str:
     """In our words, and with nothing of the text in it, which may be a secret."""
     lines = text.split("\n")
@@ -239,11 +271,28 @@ def _yaml_problem(problem: str, text: str, line: int) -> str:
     return "is no YAML from here on; check the indentation, the brackets and the quotes"
 
 
+_OF_TAG: Final[Mapping[str, tuple[type, ...]]] = {
+    "str": (str,), "int": (int,), "float": (int, float), "bool": (bool,), "null": (type(None),),
+}  # fmt: skip
+"""The scalars of YAML's core schema."""
+
+
+def _tagged(node: ScalarNode, tag: str) -> Any:
+    """The value of a scalar whose type is written before it; 1 and true differ."""
+    value = _quoted(node.value) if tag == "str" else _unquoted(node.value)
+    return repr(value) if isinstance(value, bool) and tag != "bool" else value
+
+
 def _plain(node: ScalarNode) -> Any:
     """The value of a scalar by the core schema of YAML 1.2; `yes`, `12:30` and dates are texts there."""
-    text = node.value
-    if node.style:
-        return text.encode("utf-16", "surrogatepass").decode("utf-16", "surrogatepass")  # JSON writes \ud83d\ude00
+    return _quoted(node.value) if node.style else _unquoted(node.value)
+
+
+def _quoted(text: str) -> str:
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "surrogatepass")  # JSON writes \ud83d\ude00
+
+
+def _unquoted(text: str) -> Any:
     if text in {"", "~", "null", "Null", "NULL"}:
         return None
     if text in {"true", "True", "TRUE", "false", "False", "FALSE"}:

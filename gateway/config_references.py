@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from datetime import date
 from decimal import Decimal
 from itertools import product
+from math import ceil, floor, prod
 from typing import Final
 
 from connectors.settings import did_you_mean, instant, shown
@@ -36,6 +37,7 @@ from gateway.config_sections import (
     Value,
     When,
 )
+from gateway.routes import comparable, holds
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -215,7 +217,8 @@ def _about_when(path: Place, when: When, arriving: Mapping[str, Policy]) -> Iter
             problem = "is that of no event that comes here; let the policy find it, with facility: {from: …, of: {…}}"
             yield Contradiction((*path, "facility"), problem)
     if left:
-        yield from _about_data((*path, "data"), when.data, left)
+        complaints = list(_about_data((*path, "data"), when.data, left))
+        yield from complaints or _about_type_and_data(path, when, left)
 
 
 def _about_data(
@@ -229,6 +232,45 @@ def _about_data(
     yield from complaints
     if not complaints and not any(conditions.keys() <= policy.keep.keys() for policy in policies):
         yield Contradiction(path, "asks for fields that no policy keeps together; make two routes of it")
+
+
+def _about_type_and_data(path: Place, when: When, policies: Iterable[Policy]) -> Iterator[Contradiction]:
+    """A type that is made of a kept field says what that field is; a condition may want something else of it."""
+    asked = [policy for policy in policies if _may_take(when, policy)]
+    if asked and when.type is not None and when.data and not any(_may_be_together(policy, when) for policy in asked):
+        yield Contradiction(path, "takes nothing, for its type and its data contradict each other; correct one of them")
+
+
+def _may_be_together(policy: Policy, when: When) -> bool:
+    """Whether an event of this policy can have a type and kept fields as the route wants them."""
+    parts = re.split(r"\{(\w+)\}", policy.type)
+    names = list(dict.fromkeys(parts[1::2]))
+    choices = [_kept_values(policy.keep[name]) or [_ANY] for name in names]
+    if prod(map(len, choices)) > _MOST_TYPES:
+        return True
+    for chosen in product(*choices):
+        values = dict(zip(names, chosen, strict=True))
+        words = [_word(values[part]) if index % 2 else part for index, part in enumerate(parts)]
+        if any(_may_be_one("".join(words), wanted) for wanted in when.type or ()) and all(
+            values.get(name, _ANY) == _ANY or holds(name, condition)(values) for name, condition in when.data.items()
+        ):
+            return True
+    return False
+
+
+def _kept_values(field: AnyField) -> list[Value] | None:
+    """All that a field can be; None where that is open."""
+    match field:
+        case EnumField(token=None):
+            return list(dict.fromkeys(field.of.values()))
+        case BoolField():
+            return [False, True]
+        case _:
+            return None
+
+
+def _word(value: Value) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _about_taken(path: Place, route: Route, taken: Sequence[Policy], parts: Parts) -> Iterator[Contradiction]:
@@ -324,7 +366,42 @@ def _why_never(field: AnyField, condition: Condition) -> str | None:
     for value in (*condition.bounds.values(), *(condition.in_ or ()), *(condition.not_ or ())):
         if why := _why_never_equal(field, value):
             return why
-    return None
+    return (
+        None if _can_hold(field, condition) else "contradicts itself, for no value is all that it asks for; correct it"
+    )
+
+
+def _can_hold(field: AnyField, condition: Condition) -> bool:
+    """Whether one value can be all that `condition` asks for."""
+    candidates = condition.in_ or _kept_values(field)
+    if candidates is not None:
+        return any(holds("field", condition)({"field": _as_kept(value)}) for value in candidates)
+    bounds = [(kind, comparable(bound)[1]) for kind, bound in condition.bounds.items()]
+    if isinstance(field, IntField):
+        bounds = [_to_whole(kind, bound) for kind, bound in bounds]
+    return all(
+        low < high or (low == high and (least, most) == ("gte", "lte"))
+        for least, low in bounds
+        for most, high in bounds
+        if least.startswith("g") and most.startswith("l")
+    )
+
+
+def _to_whole(kind: str, bound: int | Decimal) -> tuple[str, int]:
+    """The same bound for whole numbers, which it belongs to itself."""
+    match kind:
+        case "gt":
+            return "gte", floor(bound) + 1
+        case "lt":
+            return "lte", ceil(bound) - 1
+        case "gte":
+            return "gte", ceil(bound)
+        case _:
+            return "lte", floor(bound)
+
+
+def _as_kept(value: Value) -> object:
+    return str(value) if isinstance(value, Decimal) else value
 
 
 def _why_never_equal(field: AnyField, value: Value) -> str | None:

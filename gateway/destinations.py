@@ -3,7 +3,11 @@
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
+from dead_letter.left_behind import CannotMoveError, Home
 from dead_letter.letters import Instant
+from gateway.config import Config
+from gateway.config_sections import CLASSES, Destination
+from outbox.destinations import UnknownDestinationError
 from outbox.records import Standing
 
 
@@ -72,6 +76,40 @@ def dropped(standings: Iterable[Standing], named: Collection[str]) -> list[str]:
         for each in standings
         if each.waiting and each.name not in named
     ]
+
+
+def homes(config: Config) -> dict[str, Home]:
+    """Where deliveries may be reassigned to: what is configured and stays."""
+    ordered = {name for route in config.routes.values() if route.order for name in route.to}
+    return {
+        name: Home(name=name, ordered=name in ordered, receives=_may_receive(destination, config))
+        for name, destination in config.destinations.items()
+        if not destination.retired
+    }
+
+
+def _may_receive(destination: Destination, config: Config) -> frozenset[tuple[str, int]] | None:
+    highest = CLASSES.index(destination.receives)
+    if highest == len(CLASSES) - 1:
+        return None
+    policies = [policy for policy in config.policies.values() if CLASSES.index(policy.class_) <= highest]
+    return frozenset((policy.name, policy.version) for policy in policies)
+
+
+def home_called(name: str, found: Mapping[str, Home]) -> Home:
+    """Raises UnknownDestinationError for what is not configured, or is itself on its way out."""
+    if name not in found:
+        raise UnknownDestinationError(name, sorted(found))
+    return found[name]
+
+
+def refuse_what_is_delivered(name: str, configured: Collection[str]) -> None:
+    """What waits for a destination that is configured goes out; raises CannotMoveError."""
+    if name in configured:
+        raise CannotMoveError(
+            f"{name} is configured, so what waits for it goes out: leave `retired: true` as its only key, "
+            "reload every process, and do this again."
+        )
 
 
 def owed(standing: Standing) -> str:

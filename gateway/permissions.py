@@ -11,7 +11,9 @@ class Permission(StrEnum):
     READ_EVENTS = "read:events"  # events and dead letters: which record, when, what became of it
     READ_AUDIT = "read:audit"  # who did what
     REPAIR_ONE = "repair:one"  # replay or discard the dead letters of one named event
-    REPAIR_MANY = "repair:many"  # … of everything that a selection matches
+    REPAIR_MANY = (
+        "repair:many"  # … of everything that a selection matches, or that waits for a destination that is gone
+    )
     HOLD = "hold"  # hold and release a destination
 
 

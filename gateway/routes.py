@@ -54,7 +54,7 @@ class _Candidates:
     """The routes that take events of one source, type and facility, if their kept fields are as the routes say."""
 
     def __init__(self, routes: Sequence[Route], give_up: Mapping[str, timedelta]) -> None:
-        self._routes = [(route, [_holds(*item) for item in route.when.data.items()]) for route in routes]
+        self._routes = [(route, [holds(*item) for item in route.when.data.items()]) for route in routes]
         self._give_up = give_up
         self._together: dict[tuple[int, ...], tuple[Owed, ...]] = {}  # by the routes that take an event
 
@@ -104,11 +104,11 @@ def _merged(routes: Iterable[Route], give_up: Mapping[str, timedelta]) -> Iterab
 _Test = Callable[[Mapping[str, object]], bool]
 
 
-def _holds(name: str, condition: Condition) -> _Test:
+def holds(name: str, condition: Condition) -> _Test:
     """Whether a kept field is as `condition` says.  Of a field that is not there nothing holds, not even `not`."""
-    among = [_comparable(value) for value in condition.in_] if condition.in_ is not None else None
-    none_of = [_comparable(value) for value in condition.not_ or ()]
-    bounds = [(_BOUNDS[kind], *_comparable(bound)) for kind, bound in condition.bounds.items()]
+    among = [comparable(value) for value in condition.in_] if condition.in_ is not None else None
+    none_of = [comparable(value) for value in condition.not_ or ()]
+    bounds = [(_BOUNDS[kind], *comparable(bound)) for kind, bound in condition.bounds.items()]
 
     def test(kept: Mapping[str, object]) -> bool:
         value = kept.get(name)
@@ -122,7 +122,7 @@ def _holds(name: str, condition: Condition) -> _Test:
     return test
 
 
-def _comparable(value: Value) -> tuple[Callable[[object], Any], Any]:
+def comparable(value: Value) -> tuple[Callable[[object], Any], Any]:
     """How to read a kept value so that it can be compared with `value`, and that in the same form."""
     match value:
         case bool():

@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import os
+import socket
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
@@ -16,12 +17,13 @@ import structlog
 from aiohttp import web
 
 from dead_letter.audit import Audit
+from dead_letter.left_behind import LeftBehind
 from dead_letter.letters import DeadLetters
 from dead_letter.tokens import Tokens
 from gateway import config as configuration
 from gateway.api import api
 from gateway.config import Config, ConfigurationError
-from gateway.destinations import dropped
+from gateway.destinations import dropped, homes
 from gateway.intake import Intake
 from gateway.listening import Listening
 from gateway.parties import lanes, parties
@@ -41,6 +43,7 @@ from outbox.database import Database, ReadOnly, Unavailable, UnsuitableError
 from outbox.destinations import Destinations
 from outbox.dispatcher import Dispatcher, Target
 from outbox.ending import end
+from outbox.fleet import Fleet
 from outbox.intake_batch import IntakeBatch
 from outbox.partitions import LEAST, Partitions
 from outbox.primary import Primary
@@ -82,6 +85,7 @@ class Service:
         self._stopping = False
         self._primary = Primary()
         self._followed = self._primary.left
+        self._disagreed = False
         self._destinations: dict[str, Destination] = {}
         self._retired: dict[asyncio.Task[None], Partners] = {}
 
@@ -109,6 +113,8 @@ class Service:
         if self._dispatching:
             self._parts.push_async_callback(self.dispatcher.stop, DRAIN)
             await self.dispatcher.start(self._targets())
+        self._parts.push_async_callback(self._leave_the_fleet)
+        await self._report_configuration()
         self.upkeep.start()
         self._parts.push_async_callback(self.upkeep.stop)
         self._parts.push_async_callback(self._flush)
@@ -163,6 +169,7 @@ class Service:
         self._parts.push_async_callback(self.batch.close)
         self._versions = PolicyVersions(self._operators_database)
         self.records = Records(self._operators_database, configured=lambda: self._config.destinations)
+        self.fleet = Fleet(self._operators_database)
         self.letters = DeadLetters(self._operators_database, tracing=self.tracing)
         self.refusals = Refusals(self._operators_database, self.metrics)
         self.heard = Heard(self._operators_database)
@@ -225,6 +232,8 @@ class Service:
         self._retired[retired] = before
         retired.add_done_callback(self._retired.pop)
         log.info(LogEvent.CONFIG_RELOADED, digest=config.digest[:12])
+        with suppress(Unavailable):
+            await self._report_configuration()
         await self._tell_of_the_forgotten()
 
     async def _dropped(self, config: Config) -> list[str]:
@@ -302,6 +311,7 @@ class Service:
             Task("retention", timedelta(hours=1), self._drop_what_is_over),
             Task("tally", timedelta(seconds=30), lambda: self.retention.roll_up()),  # noqa: PLW0108  a reload makes a new one
             Task("proof", timedelta(hours=1), self._prove),
+            Task("fleet", timedelta(seconds=10), self._report_configuration),
             Task("books", timedelta(seconds=15), self._report),
             Task("refusals", timedelta(seconds=1), self.refusals.flush),
             Task("heard", timedelta(seconds=5), self.heard.flush),
@@ -356,6 +366,25 @@ class Service:
                 log.error(LogEvent.BOOKS_UNBALANCED, destination=standing.name)
         await self.silence.judge(standings)
 
+    async def _report_configuration(self) -> None:
+        """To the others, and what they say; a fleet that does not agree is told when it begins, and when it ends."""
+        name = f"{socket.gethostname()}:{os.getpid()}"
+        agreement = await self.fleet.report(name=name, role=self._place.role, digest=self._config.digest)
+        self.metrics.configuration.report({self._config.digest: 1})
+        self.metrics.fleet_processes.report(dict(agreement.processes))
+        self.metrics.configurations_differ.report(float(agreement.broken))
+        if agreement.broken != self._disagreed:
+            self._disagreed = agreement.broken
+            told = {digest[:12]: count for digest, count in agreement.processes.items()}
+            if agreement.broken:
+                log.error(LogEvent.CONFIGURATIONS_DIFFER, processes=told, ours=self._config.digest[:12])
+            else:
+                log.info(LogEvent.CONFIGURATIONS_AGREE, processes=told)
+
+    async def _leave_the_fleet(self) -> None:
+        with suppress(Unavailable):
+            await self.fleet.leave()
+
     async def _flush(self) -> None:
         with suppress(Unavailable, TimeoutError):
             async with asyncio.timeout(LAST_FLUSH.total_seconds()):
@@ -384,6 +413,9 @@ class Service:
             audit=Audit(self._operators_database),
             expectation=lambda: expectation(self._operators_database, self._config),
             connectors=lambda: {name: d.connector for name, d in self._config.destinations.items()},
+            left=LeftBehind(self._operators_database),
+            homes=lambda: homes(self._config),
+            fleet=self.fleet,
             version=VERSION,
         )
 

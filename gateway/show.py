@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from dead_letter.audit import Deed
+from dead_letter.left_behind import LeftPreview, Moved
 from dead_letter.letters import Cause, Letter, Preview, Repair
 from dead_letter.tokens import TokenRecord
 from gateway.destinations import DestinationLine
@@ -117,6 +118,45 @@ def repair(done: Repair, verb: str) -> str:
         return "No dead letters match: nothing was changed."
     again = " More match than are taken at once: run it again for the rest." if done.more else ""
     return f"{verb.capitalize()}ed {dead_letters(done.count)}; in the audit as {done.id}.{again}"
+
+
+def left(found: LeftPreview, verb: str, name: str, to: str | None) -> str:
+    """What a reassignment or discard of what waits would take."""
+    also = f"{name} has {dead_letters(found.dead)}, too: replay them, so that they wait here, or discard them."
+    if not found.count:
+        return "\n".join([f"Nothing waits for {name}.", *([also] if found.dead else [])])
+    where = f" to {to}" if to else ""
+    oldest = f", the oldest waiting for {ago(found.oldest)}" if found.oldest else ""
+    return "\n".join(
+        [
+            f"Would {verb} {_deliveries_of(found.count)} of {name}{where}{oldest}. Nothing was changed.",
+            *(_owed_already(found.count - found.made, to) if to else []),
+            *(["More wait than are taken at once: run it again for the rest."] if found.more else []),
+            *([also] if found.dead else []),
+        ]
+    )
+
+
+def moved(done: Moved, verb: str, name: str, to: str | None) -> str:
+    if not done.count:
+        return f"Nothing waits for {name}: nothing was changed."
+    where = f" to {to}" if to else ""
+    again = " More wait: do it again for the rest." if done.more else ""
+    return "\n".join(
+        [
+            f"{verb.capitalize()}ed {_deliveries_of(done.count)} of {name}{where}; in the audit as {done.id}.{again}",
+            *(_owed_already(done.count - done.made, to) if to else []),
+        ]
+    )
+
+
+def _deliveries_of(count: int) -> str:
+    return f"{count:,} {'delivery' if count == 1 else 'deliveries'}"
+
+
+def _owed_already(count: int, to: str) -> list[str]:
+    """Those whose event owes the new destination as it is."""
+    return [f"Of these, {count:,} without a new one: their events owed {to} already."] if count else []
 
 
 def destinations(found: Sequence[DestinationLine]) -> str:
@@ -304,7 +344,12 @@ def _tries(destination: str, attempts: Sequence[AttemptRecord]) -> Iterator[Happ
 
 def _deeds(deeds: Sequence[Deed]) -> Iterator[Happened]:
     """What people did to deliveries; the audit keeps each by its key, EVENT/DESTINATION."""
-    done = {"dead-letters.replay": "replayed", "dead-letters.discard": "discarded"}
+    done = {
+        "dead-letters.replay": "replayed",
+        "dead-letters.discard": "discarded",
+        "destination.reassign": "reassigned",
+        "destination.discard": "discarded",
+    }
     for deed in deeds:
         for delivery in deed.detail["deliveries"]:
             destination = delivery.partition("/")[2]

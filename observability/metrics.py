@@ -137,6 +137,17 @@ class Metrics:
             fresh=timedelta(days=2),
         )
 
+        # The fleet
+        self.configuration = self._reported(
+            MetricName.CONFIGURATION, "1: the configuration that it works by, as the SHA-256 of the file.", "digest"
+        )
+        self.fleet_processes = self._reported(
+            MetricName.FLEET_PROCESSES, "Processes on this database, by the configuration that they work by.", "digest"
+        )
+        self.configurations_differ = self._reported(
+            MetricName.CONFIGURATIONS_DIFFER, "1 if processes have worked by different configurations for 5 minutes."
+        )
+
         # Lanes
         self.lanes_owned = self._gauge(MetricName.LANES_OWNED, "Lanes that this host's dispatchers own.", Combine.SUM)
         self.takeovers = self._counter(

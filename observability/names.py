@@ -78,6 +78,9 @@ class MetricName(StrEnum):
     TASK_FAILURES = "sluicegate_task_failures_total"
     SPANS_DROPPED = "sluicegate_spans_dropped_total"
     LOG_LINES_DROPPED = "sluicegate_log_lines_dropped_total"
+    CONFIGURATION = "sluicegate_configuration_info"
+    FLEET_PROCESSES = "sluicegate_fleet_processes"
+    CONFIGURATIONS_DIFFER = "sluicegate_configurations_differ"
     BUILD = "sluicegate_build_info"
 
 
@@ -94,6 +97,8 @@ class LogEvent(StrEnum):
 
     CONFIG_RELOADED = "config.reloaded"
     CONFIG_REFUSED = "config.refused"
+    CONFIGURATIONS_DIFFER = "configurations.differ"
+    CONFIGURATIONS_AGREE = "configurations.agree"
 
     POSTGRES_STARTED = "postgres.started"
     POSTGRES_STARTING = "postgres.starting"
@@ -136,6 +141,8 @@ class LogEvent(StrEnum):
 
     DEAD_LETTERS_REPLAYED = "dead_letters.replayed"
     DEAD_LETTERS_DISCARDED = "dead_letters.discarded"
+    DELIVERIES_REASSIGNED = "deliveries.reassigned"
+    DELIVERIES_DISCARDED = "deliveries.discarded"
 
     TASK_FAILED = "task.failed"
     PARTITION_DROPPED = "partition.dropped"

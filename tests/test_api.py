@@ -16,6 +16,7 @@ from jsonschema import Draft202012Validator
 from openapi_spec_validator import validate
 
 from dead_letter.audit import Audit
+from dead_letter.left_behind import Home, LeftBehind
 from dead_letter.letters import DeadLetters
 from dead_letter.tokens import Role, Tokens
 from gateway.api import ROUTES, api
@@ -24,6 +25,7 @@ from gateway.silence import Expectation
 from outbox.database import Database
 from outbox.destinations import Destinations
 from outbox.event import OutcomeKind
+from outbox.fleet import Fleet
 from outbox.records import Records
 from tests.rows import Rows
 
@@ -63,6 +65,11 @@ class Api:
         assert (status, headers["content-type"]) == (200, "application/json"), told
         return told
 
+    async def post(self, path: str, body: object, *, role: Role, status: int) -> Any:
+        answered, _, told = await self.call("POST", path, body, role=role)
+        assert answered == status, told
+        return told
+
     async def status(
         self, method: str, path: str, body: object = None, role: Role | None = Role.LEAD, **headers: str
     ) -> int:
@@ -77,6 +84,7 @@ class Api:
         return status
 
 
+HOMES = {"ledger": Home(name="ledger", ordered=False, receives=frozenset({("order", 1)}))}
 CONNECTORS = {"ledger": "http", "picky": "http", "unborn": "odoo"}
 
 
@@ -99,6 +107,9 @@ async def served(database: Database, rows: Rows) -> AsyncIterator[Api]:
             audit=Audit(database),
             expectation=nothing_expected,
             connectors=lambda: CONNECTORS,
+            left=LeftBehind(database),
+            homes=lambda: HOMES,
+            fleet=Fleet(database),
             version="0.1.0",
         ),
     )
@@ -159,6 +170,60 @@ async def test_dead_letters_and_their_causes_are_listed(served: Api, rows: Rows)
     (cause,) = (await served.get("/dead-letters/causes"))["items"]
     assert (cause["cause"], cause["count"]) == (letter["cause"], 1)
     assert set(cause) == {"cause", "destination", "reason", "mend", "count", "first_seen", "last_seen"}
+
+
+async def test_what_waits_for_a_destination_that_is_gone_is_reassigned_or_discarded(
+    served: Api, rows: Rows, database: Database
+) -> None:
+    await rows.open("gone", "closed", partitions=False)
+    events = [str(await rows.event("gone")) for _ in range(2)]
+    await rows.event("closed")
+    lead = Role.LEAD
+    looked = await served.post("/destinations/gone/reassign", {"to": "ledger", "dry_run": True}, role=lead, status=200)
+    assert (looked["count"], looked["made"], looked["dead"], looked["more"]) == (2, 2, 0, False)
+    moved = await served.post(
+        "/destinations/gone/reassign", {"to": "ledger", "reason": "it moved"}, role=lead, status=202
+    )
+    assert (moved["count"], moved["made"], moved["more"]) == (2, 2, False)
+    told = await served.get(f"/events/{events[0]}")
+    assert [(d["destination"], d["state"]) for d in told["deliveries"]] == [
+        ("gone", "discarded"),
+        ("ledger", "waiting"),
+    ]
+    looked = await served.post("/destinations/closed/discard", {"dry_run": True}, role=lead, status=200)
+    assert looked["count"] == 1
+    done = await served.post("/destinations/closed/discard", {"reason": "nobody wants it"}, role=lead, status=202)
+    assert done["count"] == 1
+    assert (await served.get("/invariants"))["balanced"]
+    deeds = (await served.get("/audit", role=lead))["items"]
+    assert [(deed["action"], deed["target"]) for deed in deeds[:2]] == [
+        ("destination.discard", "closed"),
+        ("destination.reassign", "gone"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "role", "status", "says"),
+    [
+        ("gone/reassign", {"to": "ledger", "reason": "r"}, Role.OPERATOR, 403, "repair:many"),
+        ("gone/discard", {"reason": "r"}, Role.OPERATOR, 403, "repair:many"),
+        ("gone/reassign", {"to": "ledger"}, Role.LEAD, 422, "Say why"),
+        ("gone/discard", {}, Role.LEAD, 422, "Say why"),
+        ("gone/reassign", {"reason": "r"}, Role.LEAD, 422, "`to` is missing"),
+        ("gone/reassign", {"to": "lodger", "reason": "r"}, Role.LEAD, 422, 'did you mean "ledger"?'),
+        ("gome/discard", {"reason": "r"}, Role.LEAD, 404, 'did you mean "gone"?'),
+        ("picky/discard", {"reason": "r"}, Role.LEAD, 409, "picky is configured, so what waits for it goes out"),
+        ("picky/reassign", {"to": "ledger", "reason": "r"}, Role.LEAD, 409, "picky is configured"),
+    ],
+)
+async def test_what_cannot_be_reassigned_or_discarded_says_why(
+    served: Api, rows: Rows, path: str, body: dict, role: Role, status: int, says: str
+) -> None:
+    await rows.open("gone", partitions=False)
+    await rows.event("gone", "picky")
+    answer = await served.post(f"/destinations/{path}", body, role=role, status=status)
+    assert says in answer["detail"]
+    assert await rows.count("pending") == 2
 
 
 async def test_destinations_show_configured_ones_and_what_still_waits_elsewhere(

@@ -433,6 +433,30 @@ async def test_the_schema_is_json(shell: Shell) -> None:
 # ── check, migrate, send ─────────────────────────────────────────────────────────────────────────────
 
 
+async def test_what_waits_for_a_destination_that_is_gone_is_reassigned_or_discarded(shell: Shell, rows: Rows) -> None:
+    await rows.open("gone", partitions=False)
+    event = await rows.event("gone")
+    await rows.event("gone", "ledger")
+    await rows.letter("gone")
+    assert "--reason" in await shell.fail("destinations", "reassign", "gone", "ledger", code=2)
+    said = await shell.say("destinations", "reassign", "gone", "ledger", "--dry-run")
+    assert "Would reassign 2 deliveries of gone to ledger" in said
+    assert "Of these, 1 without a new one: their events owed ledger already." in said
+    assert "gone has 1 dead letter, too: replay them" in said
+    assert 'did you mean "ledger"?' in await shell.fail("destinations", "reassign", "gone", "lodger", "--dry-run")
+    assert "ledger is configured" in await shell.fail("destinations", "discard", "ledger", "--reason", "r")
+    said = await shell.say("destinations", "reassign", "gone", "ledger", "--reason", "it moved")
+    assert "Reassigned 2 deliveries of gone to ledger; in the audit as " in said
+    story = await shell.say("events", "show", event)
+    assert re.search(r"gone +reassigned +by .+: it moved", story)
+    assert re.search(r"gone +discarded .+ reassigned to ledger: it moved", story)
+
+    await shell.say("dead-letters", "replay", "--destination", "gone", "--reason", "to be discarded")
+    assert (await shell.json("destinations", "discard", "gone", "--dry-run"))["count"] == 1
+    assert "Discarded 1 delivery of gone" in await shell.say("destinations", "discard", "gone", "--reason", "closed")
+    assert "Nothing waits for gone" in await shell.say("destinations", "discard", "gone", "--reason", "closed")
+
+
 async def test_check_looks_at_everything_and_posts_nothing(shell: Shell, door: Door) -> None:
     said = await shell.say("check")
     assert "ok     configuration: 6 sources, 1 policy, 1 route, 2 destinations" in said

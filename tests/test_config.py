@@ -291,6 +291,26 @@ def test_an_almost_empty_file_is_a_configuration_that_lets_nothing_in(configured
     assert config.observability.sample == 0.1
 
 
+def test_the_tags_of_the_core_schema_say_what_a_value_is(configured: Load) -> None:
+    text = GOOD.replace("workers: 2", 'workers: !!int "2"').replace("purpose: money back", "purpose: !!str 2026")
+    config = configured(text.replace("sources:\n", "sources: !!map\n", 1).replace("to: [ledger]", "to: !!seq [ledger]"))
+    assert (config.serve.workers, config.policies["refund"].purpose) == (2, "2026")
+    assert config.routes["rest"].to == ("ledger",)
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        "{total: {gte: 10, lte: 10}}",
+        "{id: {gt: 4, lt: 6}}",
+        "{code: {in: [ABC, DEF], not: ABC}}",
+        "{total: {gt: 1, gte: 2}}",
+    ],
+)
+def test_conditions_that_leave_something_are_no_mistake(configured: Load, asked: str) -> None:
+    configured(GOOD.replace("{total: {gte: 10.5}, status: {not: open}, code: [ABC, DEF]}", asked))
+
+
 def test_anchors_and_aliases_are_understood(configured: Load) -> None:
     text = GOOD.replace("accepts: [refund, order]", "accepts: &all [refund, order]").replace(
         "from: [10.20.0.0/16]",
@@ -484,6 +504,13 @@ MISTAKES = {
     "a key that stands twice": ("    limit: 200/s\n", "    limit: 200/s\n    limit: 300/s\n", "300/s", "sources.shop.limit stands twice, first in line 15; leave one out"),
     "a merged mapping": ("    limit: 200/s\n", "    <<: {limit: 200/s}\n", "<<", 'sources.shop merges with "<<", which YAML 1.2 does not have; repeat the keys'),
     "a key that is a list": ("    limit: 200/s\n", "    ? [limit]\n    : 200/s\n", "? [limit]", "sources.shop has a key that is no word; write a text, a whole number, true or false"),
+    "two bounds that leave nothing between them": ("total: {gte: 10.5}", "total: {gte: 10.5, lt: 10.5}", "total: {gte", "routes.paid.when.data.total contradicts itself, for no value is all that it asks for; correct it"),
+    "a list of values of which none is left": ("code: [ABC, DEF]", "code: {in: [ABC], not: [ABC]}", "code: {in", "routes.paid.when.data.code contradicts itself, for no value is all that it asks for; correct it"),
+    "a type and a field that contradict each other": ("status: {not: open}", "status: open", "when:", "routes.paid.when takes nothing, for its type and its data contradict each other; correct one of them"),
+    "a tag of a type that is not in the core schema": ("of: {N: north", "of: !!omap {N: north", "!!omap", "policies.order.facility.of has a tag of YAML (!) that does not belong there; leave it out") ,
+    "a tag that its value contradicts": ("purpose: money back", "purpose: !!int money back", "!!int", "policies.refund.purpose has the tag !!int, but is no int; leave the tag out"),
+    "a tag of YAML 1.1": ("purpose: money back", "purpose: !!timestamp 2026-01-01", "!!timestamp", 'policies.refund.purpose begins with "!", a tag of YAML that is not known here; quote it'),
+    "a tag before a key": ("purpose: money back", "!!str purpose: money back", "!!str", "policies.refund.purpose has a tag of YAML (!) before its name; leave it out"),
     "a tag": ("purpose: money back", "purpose: !text money back", "!text", 'policies.refund.purpose begins with "!", a tag of YAML that is not known here; quote it'),
     "a tab": ("    limit: 200/s\n", "\tlimit: 200/s\n", "\tlimit", "has a tab where YAML wants spaces; replace it"),
     "a bracket that is not closed": ("retention: {events: 30d, dedup: 7d}\n", "retention: {events: 30d, dedup: 7d\nlast: 1\n", "last", "has a bracket that is never closed, or lacks a comma; close it"),

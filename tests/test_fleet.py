@@ -1,10 +1,18 @@
 """What a fleet whose processes do not agree promises, on a real Postgres: no lane waits for somebody who cannot serve it."""
 
 from collections.abc import AsyncIterator
+from datetime import timedelta
+from pathlib import Path
 
 import pytest_asyncio
+from structlog.testing import capture_logs
 
+from gateway import config as configuration
+from gateway.service import Place, Service
+from observability.metrics import Metrics
+from outbox.fleet import PATIENCE, Fleet
 from tests.house import House, Partner, house_on, until
+from tests.serving import ENVIRON, serving
 
 
 @pytest_asyncio.fixture
@@ -70,6 +78,67 @@ async def test_lanes_of_a_destination_that_nobody_knows_belong_to_nobody(house: 
 async def _is_shared(house: House, name: str, *dispatchers: int) -> bool:
     """Who has one more than the other is not said: their numbers are given by chance."""
     return set(await owners(house, name)) == set(dispatchers)
+
+
+# ── by which configuration ───────────────────────────────────────────────────────────────────────────
+
+
+async def test_every_process_says_by_which_configuration_it_works_and_differing_for_long_is_an_alarm(
+    tmp_path: Path, dsn: str
+) -> None:
+    """A gateway gets another file than the process beside it: told after five minutes of the database's, until it ends."""
+    async with serving(tmp_path, dsn, "http://127.0.0.1:9") as program:
+        first, path = program.service, tmp_path / "gateway.yaml"
+        text = (tmp_path / "sluicegate.yaml").read_text()
+        path.write_text(text + "# changed\n")
+        environ = {**ENVIRON, "DSN": dsn}
+        place = Place(role="gateway", dsn=dsn, workers=1, metrics=None)
+        second = Service(configuration.load(path, environ), place, environ)
+        await second.start(Metrics())
+        _, found = await program.api("GET", "/processes")
+        assert {(item["role"], item["digest"]) for item in found["items"]} == {
+            ("all", first._config.digest), ("gateway", second._config.digest),
+        }  # fmt: skip
+        with capture_logs() as lines:
+            await first._report_configuration()
+            shown = first.metrics.render().decode()
+            assert f'sluicegate_configuration_info{{digest="{first._config.digest}"}} 1.0' in shown
+            assert f'sluicegate_fleet_processes{{digest="{second._config.digest}"}} 1.0' in shown
+            assert "sluicegate_configurations_differ 0.0" in shown
+
+            await _let_pass(first, PATIENCE)
+            for _ in range(2):
+                await first._report_configuration()
+            assert "sluicegate_configurations_differ 1.0" in first.metrics.render().decode()
+
+            path.write_text(text)
+            await second.reload()
+            await first._report_configuration()
+            assert "sluicegate_configurations_differ 0.0" in first.metrics.render().decode()
+        told = [line for line in lines if line["event"].startswith("configurations.")]
+        assert [(line["event"], len(line["processes"])) for line in told] == [
+            ("configurations.differ", 2), ("configurations.agree", 1),
+        ]  # fmt: skip
+        await second.stop()
+        assert [process.name for process in await first.fleet.processes()] == [found["items"][0]["name"]]
+
+
+async def test_a_process_that_is_silent_or_has_changed_its_mind_does_not_differ_any_more(house: House) -> None:
+    one, two = Fleet(house.intake), Fleet(house.intake)
+    await one.report(name="one", role="gateway", digest="a")
+    await two.report(name="two", role="dispatcher", digest="b")
+    await house.intake.execute("UPDATE processes SET since = since - interval '6 minutes'")
+    assert (await one.agreement()).broken
+    await two.report(name="two", role="dispatcher", digest="c")  # another change: the deploy goes on
+    assert not (await one.agreement()).broken
+    await house.intake.execute("UPDATE processes SET since = since - interval '6 minutes'")
+    await house.intake.execute("UPDATE processes SET seen_at = seen_at - interval '1 minute' WHERE name = 'two'")
+    assert not (await one.report(name="one", role="gateway", digest="a")).broken
+    assert await house.count("processes") == 1
+
+
+async def _let_pass(service: Service, time: timedelta) -> None:
+    await service._operators_database.execute("UPDATE processes SET since = since - $1::interval", time)
 
 
 async def _owns(house: House, name: str, wanted: dict[int | None, int]) -> bool:
