@@ -489,6 +489,8 @@ WALK = {
     "/events/{id}": f"/events/{uuid4()}",
     "/destinations/{name}/hold": "/destinations/nobody/hold",
     "/destinations/{name}/release": "/destinations/nobody/release",
+    "/destinations/{name}/reassign": "/destinations/nobody/reassign",
+    "/destinations/{name}/discard": "/destinations/nobody/discard",
 }
 
 
