@@ -126,7 +126,12 @@ class LeftBehind:
             nonlocal last
             _refuse_what_is_too_sensitive(batch, home)
             places = [
-                new.place(row["event_id"], row["subject"], ordered=home.ordered or row["key"] is not None)
+                new.place(
+                    row["event_id"],
+                    row["subject"],
+                    ordered=home.ordered or row["key"] is not None,
+                    party=old.id,  # a lane for all that needs no order: it does not stand in the way of what comes in
+                )
                 for row in batch
             ]
             written = await connection.fetchrow(
@@ -282,7 +287,7 @@ class LeftBehind:
     async def _destination(self, name: str) -> Destination:
         row = await self._database.fetchrow(
             """
-            SELECT d.id, array_agg(l.lane ORDER BY l.shard) AS lanes
+            SELECT d.id, d.shards, array_agg(l.lane ORDER BY l.shard) AS lanes
               FROM destinations AS d
               JOIN lanes AS l ON l.destination = d.id
              WHERE d.name = $1
@@ -293,7 +298,7 @@ class LeftBehind:
         if row is None:
             known = await self._database.fetch("SELECT name FROM destinations ORDER BY name")
             raise UnknownDestinationError(name, [each["name"] for each in known])
-        return Destination(id=row["id"], name=name, lanes=tuple(row["lanes"]))
+        return Destination(id=row["id"], name=name, shards=row["shards"], lanes=tuple(row["lanes"]))
 
 
 async def _close(connection: Connection, old: Destination) -> None:
