@@ -9,7 +9,7 @@ from chaos.faults import fault
 from chaos.stage import Plan, Stage
 
 KILLS = int(os.environ.get("CHAOS_KILLS", "200"))
-PATIENCE = 15 * 60
+PATIENCE = 40 * 60
 
 
 @fault("kills", f"{KILLS} times kill -9 of gateways, dispatchers and Postgres at random", Plan(gateways=2, rate=20))
@@ -18,9 +18,9 @@ async def random_kills(stage: Stage) -> None:
     killed: dict[str, int] = {}
     until = time.monotonic() + PATIENCE
     while sum(killed.values()) < KILLS and time.monotonic() < until:
-        await asyncio.sleep(chance.expovariate(1.0))
+        await asyncio.sleep(chance.expovariate(1.5))
         victim = chance.choice([*stage.programs, None])
-        if victim is not None and chance.random() < 0.8 and not await victim.is_ready():
+        if victim is not None and chance.random() < 0.6 and not await victim.is_ready():
             continue  # most of them while they work, and some while they start
         async with stage.disturb("kill", aftermath=5):
             if victim is None:
