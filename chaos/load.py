@@ -19,7 +19,9 @@ from chaos.ledger import Ledger, Said, Sent
 SECRET = "whsec_" + base64.b64encode(b"shop-secret-of-32-bytes-00000000").decode()
 OTHER_SECRET = "whsec_" + base64.b64encode(b"other-secret-of-32-bytes-0000000").decode()
 CANARY = "canary-Maria-Example-1980"
-PATIENCE = aiohttp.ClientTimeout(total=5)
+PATIENCE = aiohttp.ClientTimeout(total=10)
+LONGEST_WAIT = 4.0  # before it is sent again
+MOST = 300  # orders that nobody knows about: senders who each try again for ever would be a flood of their own
 LOTS = 17
 
 
@@ -48,6 +50,8 @@ class Load:
         while True:
             while sent < (time.monotonic() - began) * per_second:
                 sent += 1
+                if len(self._sending) >= MOST:
+                    continue
                 task = asyncio.create_task(self.send())
                 self._sending.add(task)
                 task.add_done_callback(self._sending.discard)
@@ -91,7 +95,7 @@ class Load:
             with suppress(TimeoutError):
                 async with asyncio.timeout(wait * self._chance.uniform(0.5, 1.5)):
                     await self._giving_up.wait()
-            wait = min(wait * 2, 1.0)
+            wait = min(wait * 2, LONGEST_WAIT)
 
     async def post(
         self,

@@ -38,6 +38,7 @@ class Mood(msgspec.Struct, frozen=True, kw_only=True):
 
 
 WELL = Mood()
+HEAD_FIRST = {"drips", "never ends", "stops half-way"}  # the status is told, whatever becomes of the rest
 
 
 class Partners:
@@ -136,7 +137,7 @@ class Partner:
         if takes:
             self._keys.add(key)
             self.orders.add(n)
-        status: int | None = None
+        status = mood.status if mood.how in HEAD_FIRST else None
         try:
             answer = await self._answer(request, mood)
             status = mood.status

@@ -106,8 +106,8 @@ class Postgres:
         self.send_signal(signal.SIGKILL, only_first=True)
 
     def kill_a_backend(self, choose: Callable[[list[int]], int]) -> None:
-        """Kill -9 of one backend: Postgres then cuts off all the others, and recovers."""
-        backends = [process for process in self.processes()[1:] if b"sluicegate" in command_of(process)]
+        """`kill -9` of one that serves a client: Postgres then cuts off all the others, and recovers."""
+        backends = [process for process in self.processes()[1:] if b" stage_" in command_of(process)]
         if backends:
             with suppress(ProcessLookupError):
                 os.kill(choose(backends), signal.SIGKILL)
