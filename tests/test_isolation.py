@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
 
+import msgspec
 import pytest
 import pytest_asyncio
 
@@ -29,7 +30,7 @@ async def house(dsn: str) -> AsyncIterator[House]:
 
 def arrival(house: House, facility: str | None, *to: str, source: str = "shop", party: int | None = None) -> Arrival:
     made = house.arrival(*to)
-    event = replace(made.event, source=source, facility=facility)
+    event = msgspec.structs.replace(made.event, source=source, facility=facility)
     debts = []
     for name in to:
         lane, key = house.destinations[name].place(event.id, event.subject, ordered=False, party=party)

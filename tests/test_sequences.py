@@ -6,6 +6,7 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
+import msgspec
 import pytest
 import pytest_asyncio
 from hypothesis import given, settings
@@ -136,7 +137,7 @@ async def house(dsn: str) -> AsyncIterator[House]:
 async def send(house: House, *numbers: int, facility: str | None = None) -> None:
     arrivals = [house.arrival(data=f'{{"seq":{number}}}') for number in numbers]
     if facility:
-        arrivals = [replace(a, event=replace(a.event, facility=facility)) for a in arrivals]
+        arrivals = [replace(a, event=msgspec.structs.replace(a.event, facility=facility)) for a in arrivals]
     await house.outbox.add(arrivals, house.buckets())
 
 
