@@ -12,6 +12,7 @@ from hypothesis import settings
 
 from outbox.database import Database, migrate
 from outbox.embedded import Embedded
+from tests import pgbouncer
 
 settings.register_profile("deep", max_examples=500, stateful_step_count=60, deadline=None, print_blob=True)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
@@ -69,3 +70,11 @@ async def as_superuser(server: str, statement: str) -> None:
         await connection.execute(statement)
     finally:
         await connection.close()
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """What could not be tried here must not look as if it had been."""
+    if pgbouncer.LACKING.exists():
+        why = " ".join(pgbouncer.LACKING.read_text().split())
+        terminalreporter.section("NOT TRIED: the real pgbouncer", red=True, bold=True)
+        terminalreporter.line(f"Poolers were stood in for by one of our own. {why}")

@@ -5,6 +5,7 @@ import struct
 import threading
 from collections.abc import Coroutine, Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 SSL, CANCEL = 80877103, 80877102
@@ -124,9 +125,9 @@ class Pooler(Way):
 
     KNOWN = (b"user", b"database", b"application_name", b"timezone", b"client_encoding", b"datestyle")
 
-    def __init__(self, port: int, lending: Lending) -> None:
+    def __init__(self, socket: Path, lending: Lending) -> None:
         super().__init__()
-        self._postgres = port
+        self._postgres = socket
         self._lending = lending
         self._idle: list[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = []
 
@@ -147,7 +148,7 @@ class Pooler(Way):
                 writer.write(b"E" + struct.pack("!i", len(told) + 4) + told)
                 await writer.drain()
                 return
-        server = await asyncio.open_connection("127.0.0.1", self._postgres)
+        server = await asyncio.open_unix_connection(str(self._postgres))
         server[1].write(struct.pack("!ii", len(start[1]) + 8, start[0]) + start[1])
         while (message := await self._message(server[0]))[:1] != b"Z":
             writer.write(message)
@@ -181,21 +182,30 @@ class Pooler(Way):
         first: bytes = b"",
     ) -> None:
         """Until the server says that it is in none."""
-        said = first or await self._message(reader)
-        while True:
-            server[1].write(said)
-            if said[:1] in {b"S", b"Q"}:
-                while True:
-                    message = await self._message(server[0])
-                    writer.write(message)
-                    if message[:1] == b"Z":
-                        break
-                await writer.drain()
-                if message[-1:] == b"I":
+        states: asyncio.Queue[bytes] = asyncio.Queue()
+        answering = asyncio.create_task(self._answer(server[0], writer, states))
+        try:
+            said = first or await self._message(reader)
+            while said[:1] != b"X":
+                server[1].write(said)
+                if said[:1] in {b"S", b"Q"} and await states.get() == b"I":
                     return
-            said = await self._message(reader)
-            if said[:1] == b"X":
-                raise ConnectionResetError
+                said = await self._message(reader)
+            raise ConnectionResetError
+        finally:
+            answering.cancel()
+
+    async def _answer(
+        self, server: asyncio.StreamReader, writer: asyncio.StreamWriter, states: "asyncio.Queue[bytes]"
+    ) -> None:
+        state = b""
+        while state != b"I":
+            message = await self._message(server)
+            writer.write(message)
+            await writer.drain()
+            if message[:1] == b"Z":
+                state = message[-1:]
+                states.put_nowait(state)
 
     async def _forget(self, server: tuple[asyncio.StreamReader, asyncio.StreamWriter]) -> None:
         server[1].write(b"Q" + struct.pack("!i", 19) + b"DEALLOCATE ALL\0")
