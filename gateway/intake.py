@@ -140,6 +140,7 @@ class Intake:
         digest = self._digest(b"body", body)
         minimized = self._minimize(door, body, digest)
         self._limit_facility(door, minimized.facility)
+        del body  # while the event waits for the database, what is not kept of it takes no memory
         failpoint("intake.minimized")
         identity = self._identities.next()
         with span.produce(identity, minimized.type) as traceparent:

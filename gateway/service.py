@@ -344,6 +344,13 @@ class Service:
                     log.error(LogEvent.PARTITIONS_LOW, table=table, ahead=number)
 
     async def _drop_what_is_over(self) -> None:
+        """Nothing, while there is reason to doubt the database's clock: what is dropped does not come back."""
+        if abs(self.clock.skew) > LARGEST_SKEW:
+            log.error(LogEvent.RETENTION_WAITS, reason="skewed", ahead=round(self.clock.skew.total_seconds(), 1))
+            return
+        if over := await self.partitions.leapt(self.clock.now()):
+            log.error(LogEvent.RETENTION_WAITS, reason="leapt", days=over.days)
+            return
         for name in await self.retention.run(self.clock.now()):
             log.info(LogEvent.PARTITION_DROPPED, name=name)
 

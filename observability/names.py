@@ -145,6 +145,7 @@ class LogEvent(StrEnum):
     DELIVERIES_DISCARDED = "deliveries.discarded"
 
     TASK_FAILED = "task.failed"
+    RETENTION_WAITS = "retention.waits"  # the database's clock is not believed: nothing is dropped
     PARTITION_DROPPED = "partition.dropped"
     PARTITIONS_LOW = "partitions.low"
     BOOKS_UNBALANCED = "books.unbalanced"

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from itertools import pairwise
 from random import random
 
 import asyncpg
@@ -31,6 +32,7 @@ GONE = (asyncpg.UndefinedTableError, asyncpg.ObjectNotInPrerequisiteStateError) 
 MAKING = 0x51C2  # the advisory lock of whoever makes a partition
 DAILY = ("events", "attempts")
 DAY = timedelta(days=1)
+UNBELIEVED = 3 * DAY  # after a gap the first partition is of the day before, so for two days and some hours
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +68,18 @@ class Partitions:
         """How many partitions are there beyond the present one, by table."""
         counted = {table: await self.of(table) for table in (*DAILY, "dedup")}
         return {table: sum(p.begins > now for p in partitions) for table, partitions in counted.items()}
+
+    async def leapt(self, now: datetime) -> timedelta | None:
+        """Over how many days the clock went without any of the program's, if that was within the last two days.
+
+        Partitions are made a week ahead, without a gap, by whatever runs.  So a gap before the present ones says that
+        nothing ran for longer than that; or that the clock is wrong, and what it calls over is not.
+        """
+        days = [p for p in await self.of("events") if p.begins <= now]
+        for before, after in reversed(list(pairwise(days))):
+            if before.ends < after.begins:
+                return after.begins - before.ends if now < after.begins + UNBELIEVED else None
+        return None
 
     async def _ensure_buckets(self, today: datetime, now: datetime) -> None:
         """The present bucket, the one before it from the very start, and one to come."""

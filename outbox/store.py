@@ -324,10 +324,15 @@ class Outbox:
         return set(row["new"]), row["due_at"]
 
     async def _firsts(self, lost: Sequence[Arrival], buckets: Buckets) -> dict[UUID, Seen]:
-        """Who came first, by dedup key; the newest bucket speaks.  One by one: a join would be made by a scan of all events."""
+        """Who came first, by dedup key; the newest bucket speaks.  One by one: a join would be made by a scan of all events.
+
+        It commits something, too: where a synchronous standby is away, a first one whose own wait was broken off is
+        to be seen here and not yet there, and this waits until both have it.
+        """
         rows = await self._intake.fetch(
             """
-            SELECT first.key, first.event_id,
+              WITH committed AS MATERIALIZED (SELECT pg_logical_emit_message(true, 'sluicegate', '') AS at)
+            SELECT first.key, first.event_id, (SELECT at FROM committed),
                    coalesce((SELECT digest FROM events WHERE id = first.event_id),
                             (SELECT digest FROM carried_events WHERE id = first.event_id)) AS digest
               FROM unnest($1::uuid[]) AS lost (key)

@@ -1,7 +1,9 @@
 """What is kept, what goes when its days are over, and that the books balance at each step."""
 
+import time
 from collections.abc import AsyncIterator
 from datetime import timedelta
+from pathlib import Path
 from uuid import UUID
 
 import pytest_asyncio
@@ -13,6 +15,7 @@ from outbox.records import Books, Records
 from outbox.retention import Keep, Retention
 from outbox.store import Seen
 from tests.house import DAY, House, Partner, house_on, until
+from tests.serving import order, partner, serving
 
 KEEP = Keep(events=90 * DAY, dead_letters=30 * DAY, audit=2000 * DAY)
 
@@ -175,3 +178,26 @@ async def test_a_post_is_recognised_across_the_border_of_two_buckets_and_forgott
     await house.partitions.ensure(edge + 8 * DAY)
     dropped = await house.partitions.drop_old_buckets(edge + 8 * DAY)
     assert len(dropped) == 2
+
+
+async def test_a_clock_that_leaps_is_not_believed_for_two_days(house: House) -> None:
+    """What ran yesterday made partitions for a week: a year without any is a clock, or a very long holiday."""
+    now = house.clock.now()
+    assert await house.partitions.leapt(now) is None
+    later = now + 400 * DAY
+    await house.partitions.ensure(later)
+    assert await house.partitions.leapt(later) == timedelta(days=391)
+    assert await house.partitions.leapt(later + 3 * DAY) is None
+    assert await house.partitions.leapt(now) is None, "the clock was set right again"
+
+
+async def test_while_the_two_clocks_disagree_nothing_is_dropped(dsn: str, tmp_path: Path) -> None:
+    async with partner() as there, serving(tmp_path, dsn, there.address) as program:
+        _, told = await program.post(order())
+        service = program.service
+        service.clock._offset = service.clock.seconds() - time.monotonic() + 400 * DAY.total_seconds()
+        await service.partitions.ensure(service.clock.now())
+        await service._drop_what_is_over()
+        database = service._operators_database
+        assert await database.fetchval("SELECT count(*) FROM events WHERE id = $1", UUID(told["id"])) == 1
+        await service.clock.ask(database)
