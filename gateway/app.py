@@ -4,6 +4,7 @@ import asyncio
 import os
 import resource
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
@@ -27,6 +28,7 @@ from observability.metrics import Metrics
 from observability.names import LogEvent
 from outbox.database import ReadOnly, Unavailable, UnsuitableError, migrate, migrations_pending
 from outbox.embedded import Embedded
+from outbox.ending import end
 from outbox.pooler import refuse_pooler
 
 try:
@@ -39,12 +41,15 @@ Answer = TypeVar("Answer")
 log = structlog.get_logger()
 
 WORKER = "SLUICEGATE_WORKER"  # how a process knows that it is one of several: the DSN that its parent found
+SOCKETS = "SLUICEGATE_SOCKETS"  # and the numbers of the sockets to listen on
+READY, LEAVE = b"ready", b"leave"  # what a worker says to its parent, and the parent to one whose successor is at work
 PATIENCE = timedelta(seconds=2)  # between looks for a Postgres that is away
 LOOK = timedelta(milliseconds=200)  # between looks at the workers
 REST = timedelta(seconds=1)  # before a worker that died is replaced
+LONGEST_START = timedelta(seconds=60)  # of a worker that is to replace another
 LAST_WAIT = timedelta(seconds=60)  # for workers to end: longer than all that they wait for by themselves
 MOST_FILES = 65_536
-OF_THE_PROGRAM = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+OF_THE_PROGRAM = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR2)
 
 
 def serve(*, config_path: Path, role: str, workers: int | None, environ: Mapping[str, str]) -> int:
@@ -64,6 +69,7 @@ async def _main(config: Config, role: str, workers: int, environ: Mapping[str, s
     with configure(config.observability.logs, dropped=metrics.log_lines_dropped.inc) as logs:
         asyncio.get_running_loop().set_exception_handler(logs.loop_failed)
         stop, hangup = _heard(signal.SIGTERM, signal.SIGINT, twice=_end_at_once), _heard(signal.SIGHUP)
+        renew = _heard(signal.SIGUSR2)
         log.info(LogEvent.SERVE_STARTING, version=VERSION, role=role, workers=workers)
         _tell_what_is_armed()
         embedded = await _unless(stop, Embedded.start(config.folder)) if config.database == "embedded" else None
@@ -73,13 +79,13 @@ async def _main(config: Config, role: str, workers: int, environ: Mapping[str, s
             _refuse_what_is_taken(config)
             dsn = embedded.dsn if embedded else config.database.reveal()  # type: ignore[union-attr]
             prepare = partial(_prepare, dsn, embedded=embedded is not None)
-            async with WaitingRoom(config.serve.listen, share=workers > 1) as room:
+            async with WaitingRoom(config.serve.listen) as room:
                 if not await _unless(stop, _patiently(prepare, room)):
                     return 0
                 if workers == 1:
                     place = Place(role=role, dsn=dsn, workers=1, metrics=None)
                     return await _work(lambda: Service(config, place, environ), metrics, room, stop, hangup)
-            return await _Workers(config, role, workers, dsn, environ).run(stop, hangup)
+            return await _Workers(config, role, workers, dsn, environ).run(stop, hangup, renew)
         finally:
             if embedded:
                 await embedded.stop()
@@ -96,7 +102,7 @@ def _refuse_what_is_taken(config: Config) -> None:
     """Before anything else is done.  Workers share a port with everybody who would share it, so they could not tell."""
     for address in config.serve.listen:
         if address.port:
-            bound(address, share=False).close()
+            bound(address).close()
 
 
 async def _worker(config: Config, role: str, workers: int, environ: Mapping[str, str]) -> int:
@@ -107,11 +113,17 @@ async def _worker(config: Config, role: str, workers: int, environ: Mapping[str,
         asyncio.get_running_loop().set_exception_handler(logs.loop_failed)
         _tell_what_is_armed()
         stop, hangup = _heard(signal.SIGTERM), _heard(signal.SIGHUP)
-        _when_the_parent_ends(stop)
-        place = Place(role=role, dsn=environ[WORKER], workers=workers, metrics=directory)
+        succeeded = _hear_the_parent(stop)
+        sockets = tuple(int(number) for number in environ[SOCKETS].split(","))
+        place = Place(role=role, dsn=environ[WORKER], workers=workers, metrics=directory, sockets=sockets)
         try:
-            async with WaitingRoom(config.serve.listen, share=True) as room:
-                return await _work(lambda: Service(config, place, environ), metrics, room, stop, hangup)
+            async with WaitingRoom(config.serve.listen, inherited=sockets) as room:
+                # the program may be another one than its parent was made of
+                await _unless(stop, _patiently(partial(_refuse_an_old_schema, place.dsn), room))
+                return await _work(
+                    lambda: Service(config, place, environ), metrics, room, stop, hangup,
+                    ready=partial(os.write, sys.stdin.fileno(), READY), succeeded=succeeded,
+                )  # fmt: skip
         finally:
             metrics.close()
 
@@ -120,16 +132,29 @@ async def _prepare(dsn: str, *, embedded: bool) -> bool:
     """The schema is what this program needs: ours is brought there, one of one's own is somebody's decision."""
     if embedded:
         await migrate(dsn)
-        return True
-    await refuse_pooler(dsn)
-    if pending := await migrations_pending(dsn):
-        raise UnsuitableError(f"database: {', '.join(pending)} is still to be applied; run `sluicegate migrate`")
+    else:
+        await refuse_pooler(dsn)
+        await _refuse_an_old_schema(dsn)
     return True
 
 
+async def _refuse_an_old_schema(dsn: str) -> None:
+    if pending := await migrations_pending(dsn):
+        raise UnsuitableError(f"database: {', '.join(pending)} is still to be applied; run `sluicegate migrate`")
+
+
 async def _work(
-    make: Callable[[], Service], metrics: Metrics, room: WaitingRoom, stop: asyncio.Event, hangup: asyncio.Event
+    make: Callable[[], Service],
+    metrics: Metrics,
+    room: WaitingRoom,
+    stop: asyncio.Event,
+    hangup: asyncio.Event,
+    *,
+    ready: Callable[[], object] = lambda: None,
+    succeeded: asyncio.Event | None = None,
 ) -> int:
+    """`succeeded`: somebody else listens on the same sockets already, so nobody has to be told that this one ends."""
+
     async def begin() -> Service:
         service = make()
         try:
@@ -142,8 +167,11 @@ async def _work(
     if service := await _unless(stop, _patiently(begin, room)):
         try:
             log.info(LogEvent.SERVE_READY)
+            ready()
             await _unless(stop, _reload_at(hangup, service))
             log.info(LogEvent.SERVE_STOPPING)
+            if succeeded is None or not succeeded.is_set():
+                await service.give_notice()
         finally:
             await service.stop()
     return 0
@@ -174,7 +202,11 @@ async def _reload_at(hangup: asyncio.Event, service: Service) -> None:
 
 
 class _Workers:
-    """Several processes on one port; one that dies is replaced."""
+    """Several processes on one port.  One that dies is replaced, and so is each of them in turn when that is asked for.
+
+    Each has sockets of its own, among which the system distributes the connections, and the parent holds them, too:
+    what waits in them to be accepted when a worker ends is not lost, for its successor listens there already.
+    """
 
     def __init__(self, config: Config, role: str, number: int, dsn: str, environ: Mapping[str, str]) -> None:
         self._config = config
@@ -184,54 +216,132 @@ class _Workers:
         ]  # fmt: skip
         self._number = number
         self._environ = {**environ, WORKER: dsn}
-        self._processes: list[subprocess.Popen[bytes]] = []
+        self._workers: list[_Worker] = []
+        self._others: list[_Worker] = []  # those that are to come, or on their way out
+        self._renewing: asyncio.Task[None] | None = None
 
-    async def run(self, stop: asyncio.Event, hangup: asyncio.Event) -> int:
+    async def run(self, stop: asyncio.Event, hangup: asyncio.Event, renew: asyncio.Event) -> int:
         """Until `stop`; raises AddressError before any of them is started."""
         across_workers.start_afresh(_metrics_directory(self._config))
         with ExitStack() as held:  # so that the addresses stay ours, whatever becomes of the workers
             for address in self._config.serve.listen:
                 held.enter_context(bound(address, share=True))
-            self._processes = [self._start() for _ in range(self._number)]
+            self._workers = [self._start(self._sockets()) for _ in range(self._number)]
             try:
                 while not stop.is_set():
                     await _wait(stop, LOOK)
                     if hangup.is_set():
                         hangup.clear()
                         self._tell(signal.SIGHUP)
+                    if renew.is_set() and (self._renewing is None or self._renewing.done()):
+                        renew.clear()
+                        self._renewing = asyncio.create_task(self._renew())
                     await self._replace_the_dead(stop)
             finally:
                 status = await self._end()
         return status
 
     async def _replace_the_dead(self, stop: asyncio.Event) -> None:
-        for place, process in enumerate(self._processes):
-            if process.poll() is not None and not stop.is_set():
-                log.error(LogEvent.WORKER_DIED, pid=process.pid, status=process.returncode)
+        """What waits in the sockets of one that died is let go: the others take the connections that come from now on."""
+        for place, worker in enumerate(self._workers):
+            if worker.process.poll() is not None and not stop.is_set():
+                log.error(LogEvent.WORKER_DIED, pid=worker.process.pid, status=worker.process.returncode)
+                worker.close()
+                await worker.ended()
                 await _wait(stop, REST)
                 if not stop.is_set():
-                    self._processes[place] = self._start()
+                    self._workers[place] = self._start(self._sockets())
+
+    async def _renew(self) -> None:
+        """One after the other: each goes on until its successor takes requests, from the same sockets.
+
+        The successor is made of the program and the configuration as they are now.  If it does not come to work, what
+        is there stays.
+        """
+        for place in range(self._number):
+            old = self._workers[place]
+            successor = self._start(old.sockets)
+            self._others.append(successor)
+            if not await successor.takes_requests() or self._workers[place] is not old:
+                log.error(LogEvent.WORKER_NOT_RENEWED, pid=old.process.pid, successor=successor.process.pid)
+                successor.process.kill()
+                await successor.ended()
+                self._others.remove(successor)
+                return
+            self._others.remove(successor)
+            self._workers[place] = successor
+            self._others.append(old)
+            old.let_go()
+            log.info(LogEvent.WORKER_RENEWED, pid=old.process.pid, successor=successor.process.pid)
+            await old.ended()
+            self._others.remove(old)
 
     async def _end(self) -> int:
         """0 if all of them ended well."""
+        if self._renewing is not None:
+            await end(self._renewing)
+        for worker in self._workers:
+            worker.close()
         self._tell(signal.SIGTERM)
-        await asyncio.gather(*(asyncio.to_thread(_await_end, process) for process in self._processes))
+        everybody = [*self._workers, *self._others]
+        await asyncio.gather(*(worker.ended() for worker in everybody))
         self._tell(signal.SIGKILL)
-        return int(any(process.wait() != 0 for process in self._processes))
+        return int(any(worker.process.wait() != 0 for worker in everybody))
 
-    def _start(self) -> "subprocess.Popen[bytes]":
-        """It hears no signal before it listens to them, and its standard input ends when this process does."""
-        signal.pthread_sigmask(signal.SIG_BLOCK, OF_THE_PROGRAM)
-        try:
-            process = subprocess.Popen(self._command, env=self._environ, stdin=subprocess.PIPE)  # noqa: S603
-        finally:
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, OF_THE_PROGRAM)
-        log.info(LogEvent.WORKER_STARTED, pid=process.pid)
-        return process
+    def _sockets(self) -> list[socket.socket]:
+        return [bound(address, share=True) for address in self._config.serve.listen]
+
+    def _start(self, sockets: list[socket.socket]) -> "_Worker":
+        worker = _Worker(self._command, self._environ, sockets)
+        log.info(LogEvent.WORKER_STARTED, pid=worker.process.pid)
+        return worker
 
     def _tell(self, number: signal.Signals) -> None:
-        for process in self._processes:
-            process.send_signal(number)  # nothing happens to one that has ended
+        for worker in [*self._workers, *self._others]:
+            worker.process.send_signal(number)  # nothing happens to one that has ended
+
+
+class _Worker:
+    """One of them, as its parent sees it: a process, a line to it, and the sockets that it listens on."""
+
+    def __init__(self, command: list[str], environ: Mapping[str, str], sockets: list[socket.socket]) -> None:
+        """It hears no signal before it listens to them, and its standard input ends when this process does."""
+        self.sockets = sockets
+        numbers = [opened.fileno() for opened in sockets]
+        self._line, theirs = socket.socketpair()
+        self._line.settimeout(0)
+        signal.pthread_sigmask(signal.SIG_BLOCK, OF_THE_PROGRAM)
+        try:
+            self.process = subprocess.Popen(  # noqa: S603
+                command,
+                env={**environ, SOCKETS: ",".join(map(str, numbers))},
+                stdin=theirs.fileno(),
+                pass_fds=numbers,
+            )
+        finally:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, OF_THE_PROGRAM)
+            theirs.close()
+
+    async def takes_requests(self) -> bool:
+        """As soon as it does; not, if it ends or takes too long."""
+        with suppress(TimeoutError, OSError):
+            async with asyncio.timeout(LONGEST_START.total_seconds()):
+                return await asyncio.get_running_loop().sock_recv(self._line, len(READY)) == READY
+        return False
+
+    def let_go(self) -> None:
+        """It may end: its successor is there."""
+        with suppress(OSError):
+            self._line.send(LEAVE)
+
+    def close(self) -> None:
+        """The sockets are nobody's any more but its own."""
+        for opened in self.sockets:
+            opened.close()
+
+    async def ended(self) -> None:
+        await asyncio.to_thread(_await_end, self.process)
+        self._line.close()
 
 
 def _await_end(process: "subprocess.Popen[bytes]") -> None:
@@ -271,17 +381,24 @@ def _end_at_once() -> None:
     os._exit(1)
 
 
-def _when_the_parent_ends(stop: asyncio.Event) -> None:
-    """Our standard input ends with it, however that ends; if it did not even wait for us, we are in a hurry, too."""
-    loop = asyncio.get_running_loop()
+def _hear_the_parent(stop: asyncio.Event) -> asyncio.Event:
+    """Its word that we have a successor; and its end, however that comes, for then our standard input ends, too.
 
-    def ended() -> None:
-        loop.remove_reader(sys.stdin.fileno())
-        if stop.is_set():
-            _end_at_once()
+    If it did not even wait for us, we are in a hurry as well.
+    """
+    loop, succeeded = asyncio.get_running_loop(), asyncio.Event()
+
+    def hear() -> None:
+        if os.read(sys.stdin.fileno(), len(LEAVE)):
+            succeeded.set()
+        else:
+            loop.remove_reader(sys.stdin.fileno())
+            if stop.is_set() and not succeeded.is_set():
+                _end_at_once()
         stop.set()
 
-    loop.add_reader(sys.stdin.fileno(), ended)
+    loop.add_reader(sys.stdin.fileno(), hear)
+    return succeeded
 
 
 async def _unless(stop: asyncio.Event, work: Coroutine[object, object, Answer]) -> Answer | None:

@@ -150,6 +150,8 @@ class Serve(Entry):
     """Where to listen: host:port or unix:/path, one or a list."""
     workers: int = Field(default=1, ge=1, le=64)
     """Processes that share the port."""
+    notice: Annotated[Duration, AfterValidator(_at_most(timedelta(minutes=5)))] = timedelta(0)
+    """When it is told to stop: how long it goes on, while `/ready` says so. Longer than the proxy in front takes to notice."""
     trusted_proxies: tuple[Network, ...] = ()
     """The proxies whose X-Forwarded-For counts."""
 

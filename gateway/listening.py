@@ -8,6 +8,7 @@ import asyncio
 import os
 import socket
 import stat
+import time
 from collections.abc import Sequence
 from contextlib import suppress
 from datetime import timedelta
@@ -26,6 +27,7 @@ HEAD_DEADLINE = timedelta(seconds=5)
 ANSWER_DEADLINE = timedelta(seconds=10)  # for a caller to take some of what it was answered
 IDLE_DEADLINE = timedelta(seconds=75)  # longer than the proxies in front keep theirs
 LINGERING = timedelta(seconds=2)  # for what is still sent of a body that was refused, so that the answer is heard
+PARTING = timedelta(seconds=1)  # for who keeps a connection to be told, with an answer, that it is the last one
 DRAIN = timedelta(seconds=15)  # for the requests that are under way at the end: longer than any deadline of one
 BACKLOG = 2048
 
@@ -127,7 +129,7 @@ class Guarded(RequestHandler):
         """Send an answer: not with a text of aiohttp's, which may repeat a header, nor with the versions of libraries."""
         if isinstance(resp, web.HTTPException):
             resp = problem(resp.status, resp.reason, "The request asks for what is not done here.")
-        if self._last:
+        if self._last or (isinstance(self._manager, GuardedServer) and self._manager.parting):
             resp.force_close()
         resp.headers.setdefault("Server", "sluicegate")
         return await super().finish_response(request, resp, start_time)
@@ -136,12 +138,14 @@ class Guarded(RequestHandler):
 class GuardedServer(web.Server):
     """Makes guarded connections."""
 
+    parting = False  # every answer is the last one on its connection
+
     def __call__(self) -> RequestHandler:
         return Guarded(self, loop=self._loop, **self._kwargs)
 
 
 class Listening:
-    """The application on its addresses; workers share a port, each with a socket of its own."""
+    """The application on its addresses: on sockets of its own, or on those that the parent of several workers holds."""
 
     def __init__(self, application: web.Application) -> None:
         self._runner = _Runner(
@@ -153,12 +157,11 @@ class Listening:
             shutdown_timeout=DRAIN.total_seconds(),
         )
 
-    async def open(self, addresses: Sequence[Listen], *, share: bool) -> None:
+    async def open(self, addresses: Sequence[Listen], *, inherited: Sequence[int] = ()) -> None:
         """Takes requests when it returns; raises AddressError."""
         await self._runner.setup()
-        for address in addresses:
-            opened = bound(address, share=share)
-            site = _UnixSite if address.path else web.SockSite
+        for opened in map(adopted, inherited) if inherited else map(bound, addresses):
+            site = _UnixSite if opened.family == socket.AF_UNIX else web.SockSite
             await site(self._runner, opened, backlog=BACKLOG).start()
 
     @property
@@ -166,8 +169,23 @@ class Listening:
         """The first TCP port, also where the configuration left the choice of it to the system (port 0)."""
         return next((address[1] for address in self._runner.addresses if isinstance(address, tuple)), None)
 
+    def part(self) -> None:
+        """From now on each answer asks for another connection the next time, which may find somebody else here."""
+        if isinstance(self._runner.server, GuardedServer):
+            self._runner.server.parting = True
+
     async def close(self) -> None:
-        """Stop listening, and let the requests that are under way end."""
+        """Stop listening, part from who keeps a connection, and let the requests that are under way end.
+
+        To close a kept connection on which nothing is heard is to lose the request that is on its way there: its
+        sender may not know whether to send it again.  So each is left open for a moment, to be told in an answer.
+        """
+        for site in list(self._runner.sites):
+            await site.stop()
+        self.part()
+        until = time.monotonic() + PARTING.total_seconds()
+        while self._runner.server and self._runner.server.connections and time.monotonic() < until:  # noqa: ASYNC110  aiohttp keeps no event of it
+            await asyncio.sleep(0.02)
         await self._runner.cleanup()
 
 
@@ -191,7 +209,12 @@ class _UnixSite(web.SockSite):
         )
 
 
-def bound(address: Listen, *, share: bool) -> socket.socket:
+def adopted(number: int) -> socket.socket:
+    """A socket that the parent holds, too: what waits there to be accepted is not lost with this process."""
+    return socket.socket(fileno=os.dup(number))
+
+
+def bound(address: Listen, *, share: bool = False) -> socket.socket:
     """A socket on this address, not listening yet; those that `share` it can have it together.  Raises AddressError."""
     try:
         if not address.path:

@@ -72,6 +72,7 @@ class Place:
     dsn: str
     workers: int
     metrics: Path | None  # where the metrics of several workers come together
+    sockets: tuple[int, ...] = ()  # those to listen on, where the parent of several workers holds them
 
 
 class Service:
@@ -120,11 +121,17 @@ class Service:
         self._parts.push_async_callback(self._flush)
         if before_listening:
             await before_listening()
-        listening = Listening(self._application())
-        self._parts.push_async_callback(listening.close)
-        await listening.open(self._config.serve.listen, share=self._place.workers > 1)
-        self.port = listening.port
+        self._listening = Listening(self._application())
+        self._parts.push_async_callback(self._listening.close)
+        await self._listening.open(self._config.serve.listen, inherited=self._place.sockets)
+        self.port = self._listening.port
         await self._tell_of_the_forgotten()
+
+    async def give_notice(self) -> None:
+        """Go on for a while and say that it will end: who asks /ready sends the next ones elsewhere."""
+        self._stopping = True
+        self._listening.part()
+        await asyncio.sleep(self._config.serve.notice.total_seconds())
 
     async def stop(self) -> None:
         """Take nothing more, finish what is under way, hand over the rest."""

@@ -21,9 +21,9 @@ class WaitingRoom:
     where many of them give up.
     """
 
-    def __init__(self, addresses: Sequence[Listen], *, share: bool) -> None:
+    def __init__(self, addresses: Sequence[Listen], *, inherited: Sequence[int] = ()) -> None:
         self._addresses = addresses
-        self._share = share
+        self._inherited = inherited
         self._listening: Listening | None = None
         self._missing = AWAY
 
@@ -38,7 +38,7 @@ class WaitingRoom:
         self._missing = missing
         if self._listening is None:
             self._listening = Listening(self._application())
-            await self._listening.open(self._addresses, share=self._share)
+            await self._listening.open(self._addresses, inherited=self._inherited)
 
     async def close(self) -> None:
         if self._listening is not None:

@@ -93,6 +93,8 @@ class LogEvent(StrEnum):
     SERVE_STOPPED = "serve.stopped"
     WORKER_STARTED = "worker.started"
     WORKER_DIED = "worker.died"
+    WORKER_RENEWED = "worker.renewed"
+    WORKER_NOT_RENEWED = "worker.not_renewed"
     FAILPOINTS_ARMED = "failpoints.armed"  # this program will fail on purpose
 
     CONFIG_RELOADED = "config.reloaded"

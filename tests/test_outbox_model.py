@@ -61,7 +61,7 @@ from tests.house import DAY, House, house_on
 T = TypeVar("T")
 Key = tuple[UUID, str]  # a delivery: its event, and the destination as the story calls it
 
-SUBJECTS = ("order/1", "order/2", None)
+SUBJECTS = ("order/1", "order/1", "order/2", None)
 PLACES = ("plain", "ordered", "touchy")
 SHARDS = {"plain": 1, "ordered": 2, "touchy": 1}
 KEEPS_KEYS = {"plain", "ordered"}
@@ -79,6 +79,8 @@ OUTCOMES: tuple[Callable[[Any], Outcome], ...] = (
     lambda now: Retry("HTTP 503", after=FAR, status=503),
     lambda now: Retry("no connection", after=timedelta(milliseconds=1), whole_destination=True),
     lambda now: Refused("HTTP 422", status=422),
+    lambda now: Refused("HTTP 404", status=404),
+    lambda now: Retry("HTTP 502", status=502),
     lambda now: Blocked("credentials: HTTP 401", status=401),
     lambda now: Unknown("no answer"),
     lambda now: Pending("job/1", now),
@@ -440,10 +442,11 @@ class Fleet:
 # ── stories ─────────────────────────────────────────────────────────────────────────────────────────
 
 
-POST = st.tuples(st.sets(st.sampled_from(PLACES)).map(sorted), st.sampled_from(SUBJECTS))
+ROUTED = (["ordered"], ["ordered", "touchy"], ["plain", "ordered"], ["touchy"], ["plain"], [*PLACES], [])
+POST = st.tuples(st.sampled_from(ROUTED), st.sampled_from(SUBJECTS))
 POSTS = st.lists(POST, min_size=1, max_size=3)
 WHICH = st.integers(0, 11)
-ANSWER = st.integers(0, len(OUTCOMES) - 1)
+ANSWERS = st.lists(st.integers(0, len(OUTCOMES) - 1), max_size=3)
 
 
 class Machine(RuleBasedStateMachine):
@@ -464,8 +467,8 @@ class Machine(RuleBasedStateMachine):
         self.moved = True
         return self._run(work)  # type: ignore[no-any-return]
 
-    @initialize(hands=st.integers(1, 2))
-    def begin(self, hands: int) -> None:
+    @initialize(hands=st.integers(1, 2), posts=st.lists(POST, min_size=4, max_size=8), clock=st.integers(0, 3))
+    def begin(self, hands: int, posts: list[tuple[list[str], str | None]], clock: int) -> None:
         self.run(self.fleet.begin_a_story())
         self.letters = DeadLetters(self.fleet.people)
         self.holds = Destinations(self.fleet.people)
@@ -474,11 +477,15 @@ class Machine(RuleBasedStateMachine):
         for _ in range(hands):
             self.one_more_dispatcher()
             self.run(self._compare_lanes())
+        self._accepts(posts, clock, wake=True)
 
     # ── the door ─────────────────────────────────────────────────────────────────────────────────
 
     @rule(posts=POSTS, clock=st.integers(0, len(CLOCKS) - 1), wake=st.booleans())
     def accept(self, posts: list[tuple[list[str], str | None]], clock: int, wake: bool) -> None:
+        self._accepts(posts, clock, wake=wake)
+
+    def _accepts(self, posts: list[tuple[list[str], str | None]], clock: int, *, wake: bool) -> None:
         async def accept() -> None:
             arrivals = [self.fleet.arrival(to, subject, self._clock(clock)) for to, subject in posts]
             answers = await self.fleet.outbox.add(arrivals, self.fleet.house.buckets())
@@ -575,16 +582,18 @@ class Machine(RuleBasedStateMachine):
             if sweep:
                 self.run(hand.sweep())
 
-    @rule(which=WHICH, patient=st.booleans(), outcomes=st.lists(ANSWER, max_size=3), settle=st.booleans())
-    def deliver(self, which: int, patient: bool, outcomes: list[int], settle: bool) -> None:
-        """It begins what it can, and some of that is answered at once."""
+    @rule(which=WHICH, patient=st.booleans(), rounds=st.lists(st.tuples(ANSWERS, st.booleans()), max_size=3))
+    def deliver(self, which: int, patient: bool, rounds: list[tuple[list[int], bool]]) -> None:
+        """It begins what it can; some of that is answered at once, and settled, and makes room for more."""
         if hand := self._hand(which):
             if patient:
                 time.sleep(SOON.total_seconds() if self._something_is_due_soon() else 0)
             self._delivers(hand)
-            self._answer_some(hand, outcomes)
-            if settle:
-                self._settles(hand)
+            for outcomes, settle in rounds:
+                self._answer_some(hand, outcomes)
+                if settle:
+                    self._settles(hand)
+                self._delivers(hand)
 
     def _delivers(self, hand: Hand) -> int:
         under_way = {tried.key for other in self.fleet.hands if not other.asleep for tried in other.tries}
@@ -599,7 +608,7 @@ class Machine(RuleBasedStateMachine):
         now = time.monotonic()
         return any(now < owed.due < now + 1 for owed in self.expected.owed.values())
 
-    @rule(which=WHICH, outcomes=st.lists(ANSWER, min_size=1, max_size=3))
+    @rule(which=WHICH, outcomes=ANSWERS)
     def answer(self, which: int, outcomes: list[int]) -> None:
         if hand := self._hand(which):
             self._answer_some(hand, outcomes)
@@ -636,12 +645,14 @@ class Machine(RuleBasedStateMachine):
         which=WHICH,
         how=st.sampled_from(["killed", "told to stop", "asleep", "asleep and struck off"]),
         noticed=st.booleans(),
+        outcomes=ANSWERS,
     )
-    def away(self, which: int, how: str, noticed: bool) -> None:
-        """`noticed`: the others take its lanes over at once."""
+    def away(self, which: int, how: str, noticed: bool, outcomes: list[int]) -> None:
+        """In the middle of its work.  `noticed`: the others take its lanes over at once, before a sleeper wakes."""
         hand = self._hand(which)
         if hand is None:
             return
+        self._delivers(hand)
         match how:
             case "killed":
                 self._left_behind(hand)
@@ -662,6 +673,10 @@ class Machine(RuleBasedStateMachine):
                 if not other.asleep:
                     self.both_say_the_same()
                     self.run(other.beat())
+            self.both_say_the_same()
+        if hand.asleep:
+            self._answer_some(hand, outcomes)
+            self._settles(hand)
 
     async def _until_it_is_known_to_be_gone(self, hand: Hand) -> None:
         sql = "SELECT count(*) FROM living_dispatchers WHERE id = $1"
@@ -695,14 +710,15 @@ class Machine(RuleBasedStateMachine):
             self.run(self.holds.hold(self.fleet.name(place), until=None, reason="maintenance", by="anna"))
             self.expected.held.add(place)
 
-    @rule(place=st.sampled_from(PLACES), all_of_it=st.booleans(), which=WHICH, discard=st.integers(0, 2))
-    def repair(self, place: str, all_of_it: bool, which: int, discard: int) -> None:
+    @rule(which=WHICH, all_of_it=st.booleans(), discard=st.integers(0, 2))
+    def repair(self, which: int, all_of_it: bool, discard: int) -> None:
         """Replay or discard: one event, or a whole destination."""
-        dead = [key for key in self.expected.in_state(State.DEAD) if key[1] == place]
+        dead = self.expected.in_state(State.DEAD)
         if not dead:
             return
-        taken = dead if all_of_it else [dead[which % len(dead)]]
-        select = Select(destination=self.fleet.name(place), events=None if all_of_it else (taken[0][0],))
+        event, place = dead[which % len(dead)]
+        taken = [key for key in dead if key[1] == place] if all_of_it else [(event, place)]
+        select = Select(destination=self.fleet.name(place), events=None if all_of_it else (event,))
         work = self.letters.replay if discard else self.letters.discard
         repair = self.run(work(select, reason="mended", actor="anna"))
         assert repair.count == len(taken)
@@ -766,7 +782,7 @@ class Machine(RuleBasedStateMachine):
             if row["owner"] == owner or row["owner"] is None:
                 assert row["epoch"] == epoch
             else:
-                assert row["epoch"] == epoch + 1
+                assert row["epoch"] > epoch
                 assert owner not in living, f"lane {row['lane']} was taken from dispatcher {owner}, which lives"
             self.epochs[row["lane"]] = (row["owner"], row["epoch"])
 
@@ -841,14 +857,16 @@ class Machine(RuleBasedStateMachine):
         self.run(self._a_clean_slate())
         if not self.fleet.hands:
             self.one_more_dispatcher()
-        for hand in [*self.fleet.hands, *self.fleet.hands]:  # who has too much gives it back first
-            self.run(hand.beat())
-            self.both_say_the_same()
         time.sleep(2 * SOON.total_seconds() if self._something_is_due_soon() else 0)
-        for hand in self.fleet.hands:
-            self.run(hand.sweep())
-        while sum(self._goes_on(hand) for hand in self.fleet.hands):
-            pass
+        for _ in range(5):  # who was struck off comes again, who has too much lets it end and gives it back, …
+            for hand in self.fleet.hands:
+                self.run(hand.beat())
+                self.both_say_the_same()
+            for hand in self.fleet.hands:
+                self.run(hand.sweep())
+            while sum(self._goes_on(hand) for hand in self.fleet.hands):
+                pass
+        assert all(owner is not None for owner, _ in self.epochs.values()), "a lane is nobody's"
         self.both_say_the_same()
         left = self.expected.ought_to_be_delivered()
         assert not left, f"due and never delivered: {left}"
