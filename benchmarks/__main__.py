@@ -20,13 +20,13 @@ from pathlib import Path
 
 import structlog
 
-from benchmarks import dispatch, intake, isolation, wake
+from benchmarks import dispatch, intake, isolation, peers, wake
 from benchmarks.results import DOCS, RESULTS, Machine, Result, State, keep, table, write_docs
 from benchmarks.rows import Ground, NotRun, Row
 from outbox.database import migrate
 from outbox.embedded import Embedded
 
-ROWS: tuple[Row, ...] = (*intake.ROWS, *wake.ROWS, *dispatch.ROWS, *isolation.ROWS)
+ROWS: tuple[Row, ...] = (*intake.ROWS, *wake.ROWS, *dispatch.ROWS, *isolation.ROWS, *peers.ROWS)
 PATIENCE, GRACE = 4, 30  # a row may take this many times the seconds that it says, and so many more
 
 
