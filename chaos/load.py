@@ -15,6 +15,7 @@ from pathlib import Path
 import aiohttp
 
 from chaos.ledger import Ledger, Said, Sent
+from outbox.ending import end
 
 SECRET = "whsec_" + base64.b64encode(b"shop-secret-of-32-bytes-00000000").decode()
 OTHER_SECRET = "whsec_" + base64.b64encode(b"other-secret-of-32-bytes-0000000").decode()
@@ -59,9 +60,7 @@ class Load:
 
     async def pause(self) -> None:
         if self._pace is not None:
-            self._pace.cancel()
-            with suppress(asyncio.CancelledError):
-                await self._pace
+            await end(self._pace)
             self._pace = None
 
     async def end(self, within: float = 20) -> None:

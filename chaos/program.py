@@ -15,6 +15,7 @@ import aiohttp
 
 from chaos.postgres import children_of, is_alive
 from observability.failpoints import VARIABLE
+from outbox.ending import end
 
 SLUICEGATE = str(Path(sys.executable).with_name("sluicegate"))
 
@@ -130,9 +131,7 @@ class Program:
 
     async def _unwatch(self) -> None:
         if self._watching is not None:
-            self._watching.cancel()
-            with suppress(asyncio.CancelledError):
-                await self._watching
+            await end(self._watching)
             self._watching = None
 
     # ── what is done to it, and what it says ─────────────────────────────────────────────────────

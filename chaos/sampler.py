@@ -10,6 +10,7 @@ import asyncpg
 
 from chaos.checker import Stored
 from chaos.ledger import Ledger, Process, Sample
+from outbox.ending import end
 from outbox.event import OutcomeKind
 
 ENDED_WELL = [int(OutcomeKind.DELIVERED), int(OutcomeKind.DUPLICATE)]
@@ -39,9 +40,7 @@ class Sampler:
 
     async def stop(self) -> None:
         if self._sampling is not None:
-            self._sampling.cancel()
-            with suppress(asyncio.CancelledError):
-                await self._sampling
+            await end(self._sampling)
         self._ledger.close()
 
     async def _keep_sampling(self) -> None:
