@@ -20,13 +20,14 @@ from pathlib import Path
 
 import structlog
 
-from benchmarks import dispatch, intake, isolation, peers, wake
+from benchmarks import dispatch, footprint, intake, isolation, partitions, peers, storage, wake, whole
 from benchmarks.results import DOCS, RESULTS, Machine, Result, State, keep, table, write_docs
 from benchmarks.rows import Ground, NotRun, Row
 from outbox.database import migrate
 from outbox.embedded import Embedded
 
-ROWS: tuple[Row, ...] = (*intake.ROWS, *wake.ROWS, *dispatch.ROWS, *isolation.ROWS, *peers.ROWS)
+GROUPS = (intake, wake, dispatch, storage, partitions, whole, footprint, isolation, peers)
+ROWS: tuple[Row, ...] = tuple(row for group in GROUPS for row in group.ROWS)
 PATIENCE, GRACE = 4, 30  # a row may take this many times the seconds that it says, and so many more
 
 

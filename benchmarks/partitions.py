@@ -141,7 +141,7 @@ ROWS = (
         unit="ms",
         limit="without",
         goals=(at_most(1.3),),
-        seconds=50,
+        seconds=40,
         take=waits,
     ),
     Row(
@@ -149,7 +149,7 @@ ROWS = (
         what="the longest wait meanwhile",
         unit="ms",
         goals=(at_most(100, "ms"),),
-        seconds=25,
+        seconds=15,
         rounds=3,
         take=longest_wait,
     ),
