@@ -67,7 +67,7 @@ ROWS = (
         unit="s",
         limit="the Postgres alone",
         goals=(at_most(2, "s"),),
-        seconds=22,
+        seconds=20,
         take=first_start,
         postgres=False,
     ),

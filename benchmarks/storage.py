@@ -26,7 +26,7 @@ PASSES = 10
 WITH_EVENTS = 100_000  # of what waits; the rest is never read here
 
 BATCH, EVERY = 200, timedelta(milliseconds=100)  # the churn under an old transaction: 2,000 deliveries a second
-WARM_UP, CHURN, EDGE = 2, 20, 5  # seconds
+WARM_UP, CHURN, EDGE = 2, 15, 5  # seconds
 
 
 # ── reading, when much waits ────────────────────────────────────────────────────────────────────────
@@ -210,11 +210,11 @@ ROWS = (
     ),
     Row(
         name="read-snapshot",
-        what="read of 200, last 5 s of 20 s at 2,000/s beside a REPEATABLE READ snapshot",
+        what="read of 200, last 5 s of 15 s at 2,000/s beside a REPEATABLE READ snapshot",
         unit="ms",
         limit="the first 5 s",
         goals=(at_most(1.3),),
-        seconds=28,
+        seconds=22,
         take=lambda ground: beside_an_old_one(ground, writes=False),
     ),
     Row(
@@ -223,7 +223,7 @@ ROWS = (
         unit="ms",
         limit="the first 5 s",
         goals=(at_most(1.3),),
-        seconds=28,
+        seconds=22,
         take=lambda ground: beside_an_old_one(ground, writes=True),
     ),
 )

@@ -186,14 +186,14 @@ def row(
 ROWS = (
     row(
         "whole", "door, dispatcher and partner at once, until the last is there", "/s", (at_least(0.14),),
-        sustained, 30, limit="bare aiohttp 202",
+        sustained, 26, limit="bare aiohttp 202",
     ),
-    row("whole-burst", "a burst of 10,000, until the last is there", "/s", (at_least(2_000, "/s"),), burst, 30),
+    row("whole-burst", "a burst of 10,000, until the last is there", "/s", (at_least(2_000, "/s"),), burst, 26),
     row(
         "whole-200", "due → at the partner, 200/s, p95", "ms", (at_most(4, "ms"), at_most(2)),
-        lambda ground: waits_beside_a_bare_loop(ground, 3), 40, limit="accept, commit, post",
+        lambda ground: waits_beside_a_bare_loop(ground, 2), 30, limit="accept, commit, post",
     ),
-    row("whole-1000", "due → at the partner, 1,000/s, p95", "ms", (at_most(50, "ms"),), lambda g: waits(g, 3), 22),
+    row("whole-1000", "due → at the partner, 1,000/s, p95", "ms", (at_most(50, "ms"),), lambda g: waits(g, 2), 18),
     row(
         "whole-1000-rest", "after 1,000/s, nothing is left", "s", (at_most(1, "s"),),
         lambda ground: rest(ground, 3), 12, rounds=2,
@@ -208,6 +208,6 @@ ROWS = (
     ),
     row(
         "whole-processor", "processor time of the program and its Postgres a thousand events, at 200/s", "s",
-        (at_most(1.5, "s"),), lambda ground: processor_seconds(ground, 4), 30, postgres=False,
+        (at_most(1.5, "s"),), lambda ground: processor_seconds(ground, 3), 24, postgres=False,
     ),
 )  # fmt: skip
