@@ -1,5 +1,6 @@
 """The server changes under open sockets: it is killed, made read-only, falls silent, and another one takes over."""
 
+import asyncio
 import os
 import subprocess
 import sys
@@ -7,12 +8,19 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from datetime import timedelta
 from http.client import HTTPException
 from pathlib import Path
+from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
+from outbox.database import Database, Unavailable
+from outbox.presence import Presence
+from outbox.store import Outbox, Seen
+from tests.house import House, house_on
+from tests.house import until as house_until
 from tests.postgres import Postgres, folder_of_servers
 from tests.postgres import ended_with as ended
 from tests.program import Partner, Program, configuration, ended_with, order, partner, until
@@ -166,6 +174,54 @@ def test_a_primary_that_was_made_read_only_is_left_by_every_connection_and_its_s
         there = "SELECT nullif(count(*), 0) FROM pg_stat_activity WHERE usename = 'sluicegate'"
         until(lambda: pair.primary.fetchval(there) is None, 15, "server that nobody is connected to")
         assert program.metric('sluicegate_presence_lost_total{reason="elsewhere"}') >= 1
+
+
+async def test_what_only_the_primary_has_is_not_acknowledged_to_a_sender_that_asks_again(pair: Pair) -> None:
+    """The wait for a standby that is away was broken off, so the event is to be seen: it is not safe for that."""
+    database = await Database.connect(pair.dsn, size=2, patience=timedelta(seconds=0.5))
+    try:
+        async with house_on(pair.dsn) as house:
+            outbox = Outbox(intake=database, dispatch=database)
+            first, again = house.arrival(), house.arrival()
+            again = replace(first, event=again.event)
+            pair.standby.stop()
+            with pytest.raises(Unavailable):
+                await outbox.add([first], house.buckets())
+            pair.primary.execute("SELECT pg_cancel_backend(pid) FROM pg_stat_activity WHERE wait_event = 'SyncRep'")
+            await house_until(lambda: is_seen(house), 10, "event")
+            with pytest.raises(Unavailable):
+                await outbox.add([again], house.buckets())
+            pair.standby.start()
+            assert await outbox.add([again], house.buckets()) == [Seen(first.event.id, first.digest)]
+    finally:
+        await database.close()
+
+
+async def is_seen(house: House) -> bool:
+    return await house.count("events") == 1
+
+
+async def test_a_line_that_falls_silent_does_not_hear_itself_and_is_drawn_again(dsn: str) -> None:
+    """Its socket stays open, and nothing would ever come."""
+    (sockets,) = parse_qs(urlsplit(dsn).query)["host"]
+    with opened(Switch(Path(sockets) / ".s.PGSQL.5432")) as way:
+        through = f"postgresql://sluicegate@127.0.0.1:{way.port}{urlsplit(dsn).path}?sslmode=disable"
+        database = await Database.connect(through, size=1)
+        lost: list[str] = []
+        heard = asyncio.Event()
+        presence = Presence(
+            database, dispatcher=7, woken=lambda _: heard.set(), destinations_changed=lambda: None, lost=lost.append
+        )
+        await presence.open()
+        heard.clear()
+        way.fall_silent()
+        await house_until(lambda: lost, 15, "end of a line that does not hear itself")
+        assert lost[0] == "TimeoutError"
+        assert not heard.is_set()
+        way.speak()
+        await house_until(heard.is_set, 15, "new line")
+        await presence.close()
+        await database.close()
 
 
 def test_a_standby_is_waited_for_until_it_is_the_primary(tmp_path: Path, sink: Partner, pair: Pair) -> None:

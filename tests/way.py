@@ -73,9 +73,9 @@ def opened(way: W) -> Iterator[W]:
 class Switch(Way):
     """Leads to one server or another, as a name does; or swallows what it is told, as a machine that is gone."""
 
-    def __init__(self, port: int) -> None:
+    def __init__(self, to: int | Path) -> None:
         super().__init__()
-        self._to = port
+        self._to = to
         self._speaking = asyncio.Event()
         self._speaking.set()
 
@@ -99,7 +99,10 @@ class Switch(Way):
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await self._speaking.wait()
-        inner, outer = await asyncio.open_connection("127.0.0.1", self._to)
+        if isinstance(self._to, Path):
+            inner, outer = await asyncio.open_unix_connection(str(self._to))
+        else:
+            inner, outer = await asyncio.open_connection("127.0.0.1", self._to)
         ways = [asyncio.create_task(self._pass(reader, outer)), asyncio.create_task(self._pass(inner, writer))]
         try:
             await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
