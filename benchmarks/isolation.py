@@ -24,7 +24,7 @@ from outbox.store import Arrival, Debt
 from tests.house import House, Partner, house_on
 from tests.serving import CONFIGURATION, order, serving, sign
 
-SECONDS = 6.0  # a measurement
+SECONDS = 3.0  # a measurement
 NORMAL = 20  # posts a second, of the victim and of its neighbour
 FLOOD = 100 * NORMAL
 CONNECTIONS = 64  # of the neighbour
@@ -149,9 +149,9 @@ ROWS = tuple(
         take=take,
     )
     for name, what, seconds, take in (
-        ("source", "another source", 80, beside_a_source),
-        ("facility", "another facility of the same source", 80, beside_a_facility),
-        ("destination", "another source in the same destination", 60, in_a_destination),
+        ("source", "another source", 40, beside_a_source),
+        ("facility", "another facility of the same source", 40, beside_a_facility),
+        ("destination", "another source in the same destination", 40, in_a_destination),
     )
 )
 

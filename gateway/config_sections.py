@@ -273,7 +273,7 @@ class Expected(Entry):
             yield Contradiction(("every",), "is missing; write every: 1h, or sequence: and the field with its numbers")
         if self.every is not None and self.every < timedelta(minutes=1):
             yield Contradiction(("every",), f"is {written(self.every)}, but must be at least 1m")
-        for key, given in (("from", self.from_), ("to", self.to), ("timezone", self.timezone)):
+        for key, given in (("from", self.from_), ("timezone", self.timezone), ("facilities", self.facilities or None)):
             if given is not None and self.every is None:
                 yield Contradiction((key,), "says when something is expected; add every: 1h", (("every",),))
         if (self.from_ is None) != (self.to is None):
