@@ -15,11 +15,11 @@ from gateway.routes import Routes
 from observability.metrics import Metrics
 from observability.names import LogEvent
 from outbox.announcements import Announcement, Announcements
-from outbox.cadence import Cadence
+from outbox.cadence import Cadence, in_words
 from outbox.clock import DatabaseClock, Identities
 from outbox.database import Database
 from outbox.event import Event
-from outbox.expectations import Expectations, Party, Turn, Watched, in_words
+from outbox.expectations import Expectations, Party, Turn, Watched
 from outbox.intake_batch import IntakeBatch
 from outbox.records import Records, Standing
 from outbox.sequences import Counted, Sequences, Told

@@ -46,7 +46,7 @@ class Cadence:
 
     def __str__(self) -> str:
         """In words that stay the same while it does."""
-        told = f"{self.every} {self.zone.key}"
+        told = f"{in_words(self.every)} {self.zone.key}"
         if self.opens is not None and self.closes is not None:
             told += f" {self.opens:%H:%M}-{self.closes:%H:%M}"
         return told if self.days == EVERY_DAY else f"{told} {''.join(map(str, sorted(self.days)))}"
@@ -66,3 +66,12 @@ class Cadence:
 
     def _instant(self, day: date, at: time, *, fold: int) -> datetime:
         return datetime.combine(day, at, tzinfo=self.zone).replace(fold=fold).astimezone(UTC)
+
+
+def in_words(time: timedelta) -> str:
+    """As the configuration would say it: 90s, 15m, 1h."""
+    seconds = round(time.total_seconds())
+    for unit, length in (("d", 86_400), ("h", 3_600), ("m", 60)):
+        if seconds and seconds % length == 0:
+            return f"{seconds // length}{unit}"
+    return f"{seconds}s"

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from outbox.cadence import Cadence
+from outbox.cadence import Cadence, in_words
 from outbox.database import Database
 from outbox.records import Standing
 
@@ -288,12 +288,3 @@ def _heard_since(watched: Watched) -> bool:
 
 def _oldest(standing: Standing) -> timedelta:
     return timedelta(seconds=standing.oldest_waiting_seconds or 0)
-
-
-def in_words(time: timedelta) -> str:
-    """As the configuration would say it: 90s, 15m, 1h."""
-    seconds = round(time.total_seconds())
-    for unit, length in (("d", 86_400), ("h", 3_600), ("m", 60)):
-        if seconds and seconds % length == 0:
-            return f"{seconds // length}{unit}"
-    return f"{seconds}s"

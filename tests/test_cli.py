@@ -182,7 +182,7 @@ def test_these_are_the_commands() -> None:
         "serve", "check", "migrate", "send", "demo", "events list", "events show", "dead-letters list",
         "dead-letters causes", "dead-letters show", "dead-letters replay", "dead-letters discard", "destinations list",
         "destinations hold", "destinations release", "connectors list", "config schema", "token create", "token list",
-        "token revoke",
+        "token revoke", "destinations reassign", "destinations discard", "sources list",
     }  # fmt: skip
 
 
@@ -402,6 +402,24 @@ async def test_a_destination_that_never_ran_is_told_from_one_that_is_not_configu
 ) -> None:
     said = await shell.fail("destinations", "hold", "ledger", "--reason", "r")
     assert "No `sluicegate serve` has run with ledger" in said
+
+
+async def test_a_source_is_shown_with_when_it_was_heard_and_what_is_expected(shell: Shell, database: Database) -> None:
+    assert "not expected" in await shell.say("sources", "list")
+    text = shell.config.read_text()
+    accepts = "accepts: [order]"
+    shell.config.write_text(text.replace(accepts, f"{accepts}, expect: {{every: 1h, sequence: id}}", 1))
+    await database.execute(
+        """
+        INSERT INTO heard (source, facility, at) VALUES ('shop', 'north', '2026-11-23T10:00:00Z');
+        """
+    )
+    await database.execute("INSERT INTO sequences VALUES ('shop', 'north', 3, 9, gen_random_uuid(), gen_random_uuid())")
+    await database.execute("INSERT INTO sequence_gaps VALUES ('shop', 'north', 5, 6, '{[5,7)}', now(), true)")
+    told = [line.split() for line in (await shell.say("sources", "list")).splitlines()]
+    assert ["shop", "–", "heard", "2026-11-23", "10:00:00Z", "1h", "UTC", "–"] in told
+    assert ["shop", "north", "not", "expected", "2026-11-23", "10:00:00Z", "–", "2", "of", "3–9"] in told
+    assert (await shell.json("sources", "list"))["sequences"][0]["missing"] == 2
 
 
 async def test_the_kinds_of_connector_are_listed_with_who_uses_them(shell: Shell) -> None:

@@ -25,12 +25,12 @@ def test_what_is_expected_is_read_by_facility_on_its_own_wall(tmp_path: Path) ->
         tmp_path, 'every: 1h, from: "22:00", to: "06:00", days: [mon, fri], facilities: [north], sequence: id'
     )
     assert {party: str(cadence) for party, cadence in cadences(config).items()} == {
-        ("odoo", "north"): "1:00:00 Europe/Berlin 22:00-06:00 04"
+        ("odoo", "north"): "1h Europe/Berlin 22:00-06:00 04"
     }
     assert sequence_fields(config) == {"odoo": "id"}
     whole = loaded(tmp_path, "every: 30m, from: 06:00, to: 20:00, timezone: Europe/Berlin")
     assert {party: str(cadence) for party, cadence in cadences(whole).items()} == {
-        ("odoo", ""): "0:30:00 Europe/Berlin 06:00-20:00"
+        ("odoo", ""): "30m Europe/Berlin 06:00-20:00"
     }
 
 
