@@ -49,7 +49,10 @@ async def send_aside(stage: Stage) -> Sent:
     ),
 )
 async def bad_certificates(stage: Stage) -> None:
-    """Held after a second look, and an alarm each time; no try is burned."""
+    """Held after a second look, and an alarm each time; no try is burned.
+
+    A server of TLS 1.1 resets the connection, which may be anything: it is left alone for longer each time.
+    """
     servers = []
     served: list[bytes] = []
 
@@ -64,7 +67,7 @@ async def bad_certificates(stage: Stage) -> None:
         stage.demand((await send_aside(stage)).said is Said.OK, "it is accepted")
 
     async def are_held() -> bool:
-        return all([(await stage.destination(name))["held"] for name in TLS])
+        return all([(await stage.destination(name))["held"] for name in TLS if name != "old-tls"])
 
     await stage.until(are_held, 25, "each is held")
     stage.undelivered |= set(TLS)
