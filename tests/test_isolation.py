@@ -52,6 +52,22 @@ async def test_where_more_wait_than_a_batch_takes_each_party_has_its_turn(house:
     assert norths == waiting[:2000]  # in their order
 
 
+async def test_who_comes_after_a_flood_is_stored_with_the_first_of_it(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(intake_batch, "LARGEST", 10)
+    batch = IntakeBatch(house.outbox, buckets=house.buckets, wake=lambda _: None, sizes=lambda _: None, connections=1)
+    stored: list[str] = []
+
+    async def add(facility: str) -> None:
+        await batch.add(arrival(house, facility))
+        stored.append(facility)
+
+    await asyncio.gather(*(add("north") for _ in range(40)), add("south"))
+    assert stored.index("south") < 10
+    await batch.close()
+
+
 async def test_a_flood_leaves_room_for_others_in_the_queue_before_the_database(
     house: House, monkeypatch: pytest.MonkeyPatch
 ) -> None:
