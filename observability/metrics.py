@@ -231,27 +231,36 @@ class Metrics:
 
 
 class DestinationMetrics:
-    """What is counted with each delivery to one destination; the labelled children are found once."""
+    """What is counted with each delivery to one destination.
+
+    The labelled children are found once, and what ended is counted in plain numbers until `tell`: with hundreds of
+    deliveries in a moment, telling each of them to Prometheus would cost as much as writing it down.
+    """
 
     def __init__(self, metrics: Metrics, name: str) -> None:
         self.attempt_seconds = metrics.attempt_seconds.labels(name)
         self.delivery_seconds = metrics.delivery_seconds.labels(name)
         self._name = name
         self._attempts = metrics.attempts
-        self._by_outcome: dict[str, Counter] = {}
+        self._ended: dict[str, int] = {}
         self._in_flight = metrics.in_flight.labels(name)
         self._concurrency_limit = metrics.concurrency_limit.labels(name)
         self._breaker_open = metrics.breaker_open.labels(name)
-        self._told: tuple[int, int, bool] | None = None
+        self._gate: tuple[int, int, bool] | None = None
 
-    def attempt(self, outcome: str) -> None:
-        if (counter := self._by_outcome.get(outcome)) is None:
-            counter = self._by_outcome[outcome] = self._attempts.labels(self._name, outcome)
-        counter.inc()
+    def ended(self, outcome: str) -> None:
+        self._ended[outcome] = self._ended.get(outcome, 0) + 1
 
-    def gate(self, *, in_flight: int, limit: int, paused: bool) -> None:
-        if self._told != (in_flight, limit, paused):
-            self._told = in_flight, limit, paused
+    def tell(self) -> None:
+        """Since the last time."""
+        if self._ended:
+            for outcome, n in self._ended.items():
+                self._attempts.labels(self._name, outcome).inc(n)
+            self._ended.clear()
+
+    def tell_gate(self, *, in_flight: int, limit: int, paused: bool) -> None:
+        if self._gate != (in_flight, limit, paused):
+            self._gate = in_flight, limit, paused
             self._in_flight.set(in_flight)
             self._concurrency_limit.set(limit)
             self._breaker_open.set(paused)

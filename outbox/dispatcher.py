@@ -136,6 +136,8 @@ class Dispatcher:
         """From now on these; what is in flight ends as it began."""
         self._targets = {target.number: target for target in targets}
         for number, target in self._targets.items():
+            if before := self._counts.get(number):
+                before.tell()
             self._counts[number] = self._metrics.of_destination(target.name)
             if gate := self._gates.get(number):
                 gate.configure(most=target.concurrency, per_second=target.per_second)
@@ -175,6 +177,8 @@ class Dispatcher:
                 )
                 await self._outbox.notify(WAKE, "")
                 await self._outbox.leave(self._number)
+        for counts in self._counts.values():
+            counts.tell()
         self._lanes.clear()
         if self._presence is not None:
             await self._presence.close()
@@ -495,7 +499,9 @@ class Dispatcher:
                 task = asyncio.create_task(self._work_off(first, self._begun(first, gate), target, gate))
                 self._attempts.add(task)
                 task.add_done_callback(self._attempts.discard)
-            self._counts[number].gate(in_flight=gate.in_flight, limit=gate.limit, paused=gate.paused)
+            self._counts[number].tell_gate(in_flight=gate.in_flight, limit=gate.limit, paused=gate.paused)
+        for counts in self._counts.values():
+            counts.tell()
 
     def _may_start(self) -> bool:
         """What is settled too late is done twice; what was leased too long ago is somebody else's."""
@@ -552,7 +558,8 @@ class Dispatcher:
                 own.forget(taken)
             else:
                 self._done.append(settlement)
-            room = self._ended(gate, target, outcome)
+            ended = settlement.at + settlement.took if settlement is not None else self._clock.now()
+            room = self._ended(gate, target, outcome, ended)
             if careful:  # whatever came of it, this process lives to tell
                 with suppress(Unavailable):
                     await self._outbox.clear(taken)
@@ -623,14 +630,14 @@ class Dispatcher:
             random=random,
         )
 
-    def _ended(self, gate: Gate, target: Target, outcome: Outcome | None) -> int:
+    def _ended(self, gate: Gate, target: Target, outcome: Outcome | None, now: datetime) -> int:
         """How many more may start now."""
-        paused, now = gate.paused, self._clock.now()
+        paused = gate.paused
         measure = gate.ended(outcome, now, first_wait=target.schedule.first)
         if gate.paused != paused:
             log.warning(LogEvent.BREAKER_OPENED if gate.paused else LogEvent.BREAKER_CLOSED, destination=target.name)
         if outcome is not None:
-            self._counts[target.number].attempt(kind_of(outcome).word)
+            self._counts[target.number].ended(kind_of(outcome).word)
         if measure is not None:
             task = asyncio.create_task(self._tell_others(target, measure))
             self._attempts.add(task)

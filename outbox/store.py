@@ -787,18 +787,19 @@ class Outbox:
 
 
 def _taken(row: Record, event: Record | None) -> Taken:
+    place, lane, event_id, due_at, owed_since, key, not_before, give_up, attempts, spared = row[:10]
     return Taken(
-        lane=row["lane"],
-        place=row["place"],
+        lane=lane,
+        place=place,
         event=None if event is None else event_of(event),
-        event_id=row["event_id"],
-        due_at=row["due_at"],
-        owed_since=row["owed_since"],
-        key=row["key"],
-        not_before=row["not_before"],
-        give_up=None if row["give_up"] is None else timedelta(seconds=row["give_up"]),
-        attempts=row["attempts"],
-        spared=row["spared"],
+        event_id=event_id,
+        due_at=due_at,
+        owed_since=owed_since,
+        key=key,
+        not_before=not_before,
+        give_up=None if give_up is None else timedelta(seconds=give_up),
+        attempts=attempts,
+        spared=spared,
     )
 
 
