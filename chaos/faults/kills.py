@@ -16,6 +16,7 @@ PATIENCE = 40 * 60
 async def random_kills(stage: Stage) -> None:
     chance = random.Random(stage.seed)
     killed: dict[str, int] = {}
+    returns: list[asyncio.Task[None]] = []
     until = time.monotonic() + PATIENCE
     while sum(killed.values()) < KILLS and time.monotonic() < until:
         await asyncio.sleep(chance.expovariate(1.5))
@@ -24,6 +25,7 @@ async def random_kills(stage: Stage) -> None:
             continue  # most of them while they work, and some while they start
         async with stage.disturb("kill", aftermath=5):
             if victim is None:
+                returns.append(asyncio.create_task(until_it_is_back(stage)))
                 stage.postgres.kill_a_backend(chance.choice) if chance.random() < 0.5 else stage.postgres.kill()
                 killed["Postgres"] = killed.get("Postgres", 0) + 1
             elif victim.alive:
@@ -32,7 +34,14 @@ async def random_kills(stage: Stage) -> None:
                 killed[kind] = killed.get(kind, 0) + 1
     stage.injected = sum(killed.values())
     stage.demand(stage.injected >= KILLS, f"{KILLS} kills within {PATIENCE / 60:.0f} minutes")
-    await stage.postgres.back()
+    await asyncio.gather(*returns)
     await asyncio.gather(*(program.ready() for program in stage.programs))
     await stage.recovered(within=60)
     stage.note = ", ".join(f"{n} × {name}" for name, n in sorted(killed.items()))
+
+
+async def until_it_is_back(stage: Stage) -> None:
+    """However long Postgres recovers: what was in flight when it went is settled, or sent again, when it is back."""
+    async with stage.disturb("Postgres", aftermath=5):
+        await asyncio.sleep(0.2)
+        await stage.postgres.back(within=300)
