@@ -13,7 +13,7 @@ from hashlib import blake2b
 from uuid import UUID
 
 import msgspec
-from asyncpg import Record
+from asyncpg import Record, UniqueViolationError
 
 from observability.failpoints import failpoint
 from outbox.database import Database
@@ -552,7 +552,16 @@ class Outbox:
 
         A dispatcher that slept through its lease learns it here (its epoch does not stand), before it can undo the
         work of its successor.  A lane that somebody has locked is skipped: its epoch stands, settle it again.
+
+        An attempt that is told of already (what was restored may not fit together) keeps nothing from being settled;
+        but to look for one costs a record of the log each time, so it is done where it was found to be needed.
         """
+        try:
+            return await self._settle(done, some_are_told=False)
+        except UniqueViolationError:
+            return await self._settle(done, some_are_told=True)
+
+    async def _settle(self, done: Sequence[Settlement], *, some_are_told: bool) -> Settled:
         row = await self._dispatch.fetchrow(
             """
             WITH given AS MATERIALIZED (
@@ -602,6 +611,13 @@ class Outbox:
                 SELECT event_id, destination, attempts + 1, to_timestamp(at), outcome, status, took_ms, trace_id, reason, receipt
                   FROM settled
                  WHERE NOT carried
+                   AND NOT $18
+            ), told_unless_there AS (
+                INSERT INTO attempts (event_id, destination, number, at, outcome, status, took_ms, trace_id, reason, receipt)
+                SELECT event_id, destination, attempts + 1, to_timestamp(at), outcome, status, took_ms, trace_id, reason, receipt
+                  FROM settled
+                 WHERE NOT carried
+                   AND $18
                     ON CONFLICT DO NOTHING
             ), told_of_carried AS (
                 INSERT INTO carried_attempts (event_id, destination, number, at, outcome, status, took_ms, trace_id, reason, receipt)
@@ -648,6 +664,7 @@ class Outbox:
             [round(s.took.total_seconds() * 1000) for s in done],
             [s.trace for s in done],
             [s.cause for s in done],
+            some_are_told,
         )
         assert row is not None
         return Settled(

@@ -147,6 +147,21 @@ async def test_a_dead_letter_that_is_there_already_does_not_stop_the_settle_of_t
     assert await house.count("dead_letters") == 2
 
 
+async def test_an_attempt_that_is_told_of_already_does_not_stop_the_settle_of_the_others(house: House) -> None:
+    destination = await house.destination("ledger")
+    events = [await house.accept("ledger") for _ in range(3)]
+    await house.intake.execute(
+        "INSERT INTO attempts (event_id, destination, number, at, outcome, took_ms) VALUES ($1, $2, 1, now(), 0, 7)",
+        events[1],
+        destination.id,
+    )
+    partner = Partner()
+    async with house.dispatching(house.target("ledger", partner)):
+        await house.drained()
+    assert sorted(delivery.event.id for delivery in partner.asked) == events
+    assert await house.count("attempts") == 3
+
+
 async def test_lanes_that_were_leased_without_the_answer_arriving_are_at_work(house: House) -> None:
     """The connection may be cut between the commit and its answer."""
     destination = await house.destination("supplier")
