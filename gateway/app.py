@@ -389,7 +389,11 @@ def _hear_the_parent(stop: asyncio.Event) -> asyncio.Event:
     loop, succeeded = asyncio.get_running_loop(), asyncio.Event()
 
     def hear() -> None:
-        if os.read(sys.stdin.fileno(), len(LEAVE)):
+        try:
+            word = os.read(sys.stdin.fileno(), len(LEAVE))
+        except ConnectionError:  # killed, and it had not read what we said
+            word = b""
+        if word:
             succeeded.set()
         else:
             loop.remove_reader(sys.stdin.fileno())

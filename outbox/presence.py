@@ -13,15 +13,13 @@ from itertools import count
 from random import uniform
 
 import asyncpg
-import structlog
 
+from observability.logs import log_sparingly
 from observability.names import LogEvent
 from outbox.database import Database, Unavailable, UnsuitableError
 from outbox.ending import end
 from outbox.primary import Session
 from outbox.store import ALIVE, DESTINATIONS, WAKE
-
-log = structlog.get_logger()
 
 PROBE = timedelta(seconds=2)  # between what a line says to itself, and how long it may take to hear it
 DEAD = (Unavailable, UnsuitableError, asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError)
@@ -79,7 +77,7 @@ class Presence:
             except DEAD as error:
                 reason = type(error.__cause__ or error).__name__
             self._tell_lost(reason)
-            log.warning(LogEvent.PRESENCE_LOST, reason=reason)
+            log_sparingly(LogEvent.PRESENCE_LOST, reason=reason)
             await asyncio.sleep(uniform(0.1, 0.5))  # noqa: S311  spread, not a secret
 
     async def _draw(self, connection: Session) -> None:
