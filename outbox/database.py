@@ -411,12 +411,14 @@ async def migrate(
 ) -> list[str]:
     """Bring the schema to where this program wants it; returns what was applied, by name.
 
-    One program at a time, the others wait for it.  Each migration is one transaction, so it is there or it is not.
+    One program at a time, the others wait for it.  Each migration is there or it is not, and can be asked for again.
     """
     shipped = migrations if migrations is not None else shipped_migrations()
     async with Address(dsn=dsn, application="sluicegate migrate", patience=timedelta(hours=1)).session() as session:
         await session.execute("SET lock_timeout = 0")
-        await session.execute("SELECT pg_advisory_lock(hashtext('sluicegate.migrations'))")
+        # asked again and again: whoever waited within a statement would be waited for by an index that is being built
+        while not await session.fetchval("SELECT pg_try_advisory_lock(hashtext('sluicegate.migrations'))"):  # noqa: ASYNC110
+            await asyncio.sleep(0.1)
         pending = await outstanding(session, shipped, program or this_program())
         if pending:
             await prepare(session)
@@ -437,12 +439,18 @@ async def migrations_pending(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Migration:
-    """A numbered file of plain SQL; its first line says `-- runs_from:` the oldest program that may use the result."""
+    """A numbered file of plain SQL; its first line says `-- runs_from:` the oldest program that may use the result.
+
+    It is one transaction.  An index on a table that is in use is built beside the traffic, which cannot be done in one:
+    then the second line is `-- outside of a transaction`, and what follows is one CREATE INDEX CONCURRENTLY IF NOT
+    EXISTS, or one DROP INDEX CONCURRENTLY IF EXISTS, and nothing else.
+    """
 
     number: int
     name: str
     sql: str
     runs_from: str
+    index: str | None = None  # that is built or dropped outside of a transaction
 
     @property
     def digest(self) -> str:
@@ -454,7 +462,22 @@ class Migration:
         header = re.match(r"-- runs_from: (\d+\.\d+\.\d+)\n", sql)
         if not header:
             raise ValueError(f"{name} does not begin with `-- runs_from: 1.2.3`")
-        return cls(number=int(name[:4]), name=name, sql=sql, runs_from=header[1])
+        body, index = sql[header.end() :], None
+        if body.startswith("-- outside of a transaction\n"):
+            alone = re.fullmatch(OUTSIDE, body)
+            if not alone:
+                raise ValueError(
+                    f"{name}: outside of a transaction there is one `CREATE INDEX CONCURRENTLY IF NOT EXISTS …` or "
+                    "`DROP INDEX CONCURRENTLY IF EXISTS …`; what else is to be done is a migration of its own"
+                )
+            index = alone["index"]
+        return cls(number=int(name[:4]), name=name, sql=sql, runs_from=header[1], index=index)
+
+
+OUTSIDE = (
+    r"(--.*\n)+"
+    r"(CREATE (UNIQUE )?INDEX CONCURRENTLY IF NOT EXISTS|DROP INDEX CONCURRENTLY IF EXISTS) (?P<index>[a-z0-9_]+)[^;]*;\s*"
+)
 
 
 def shipped_migrations() -> list[Migration]:
@@ -538,7 +561,7 @@ async def prepare(session: Session) -> None:
 
 
 async def apply(session: Session, migration: Migration) -> None:
-    """In one transaction; a table that is in use is waited for in short turns, so that nobody queues up behind it."""
+    """A table that is in use is waited for in short turns, so that nobody queues up behind it."""
     async for attempt in AsyncRetrying(
         retry=retry_if_exception_type(asyncpg.LockNotAvailableError),
         wait=wait_random_exponential(multiplier=0.2, max=5),
@@ -546,20 +569,40 @@ async def apply(session: Session, migration: Migration) -> None:
         reraise=True,
     ):
         with attempt:
-            async with session.transaction():
-                await session.execute("SET LOCAL lock_timeout = '1s'")
-                await session.execute(
-                    "INSERT INTO migrations (number, name, digest, runs_from) VALUES ($1, $2, $3, $4)",
-                    migration.number,
-                    migration.name,
-                    migration.digest,
-                    migration.runs_from,
-                )
-                await session.execute(migration.sql)
-                failpoint("migrations.before_commit")
-                await session.execute(
-                    "UPDATE migrations SET finished_at = clock_timestamp() WHERE number = $1", migration.number
-                )
+            if migration.index:
+                await beside_the_traffic(session, migration, migration.index)
+            else:
+                await in_one_transaction(session, migration)
+
+
+async def in_one_transaction(session: Session, migration: Migration) -> None:
+    async with session.transaction():
+        await session.execute("SET LOCAL lock_timeout = '1s'")
+        await session.execute(migration.sql)
+        failpoint("migrations.before_commit")
+        await note(session, migration)
+
+
+async def beside_the_traffic(session: Session, migration: Migration, index: str) -> None:
+    """Nobody queues up behind it, so it waits for as long as it takes.  One that was left half-built is built anew."""
+    half_built = "SELECT NOT indisvalid FROM pg_index WHERE indexrelid = to_regclass($1)"
+    if await session.fetchval(half_built, f"{SCHEMA}.{index}"):
+        await session.execute(f"DROP INDEX CONCURRENTLY {index}")
+    await session.execute(migration.sql)
+    await note(session, migration)
+
+
+async def note(session: Session, migration: Migration) -> None:
+    await session.execute(
+        """
+        INSERT INTO migrations (number, name, digest, runs_from, started_at, finished_at)
+        VALUES ($1, $2, $3, $4, now(), clock_timestamp())
+        """,
+        migration.number,
+        migration.name,
+        migration.digest,
+        migration.runs_from,
+    )
 
 
 def release(version: str) -> tuple[int, ...]:

@@ -215,7 +215,7 @@ class Program:
         self._output = folder / f"{name}.log"
         self._page = 0
         self._command = [*prefix, *COMMAND, "serve", "--config", str(self.path), *arguments]
-        self._environ = {**without_waiting_for_a_compiler(), **SECRETS, **(environ or {})}
+        self.environ = {**without_waiting_for_a_compiler(), **SECRETS, **(environ or {})}
         self.process: subprocess.Popen[bytes] | None = None
         self.configure(text)
 
@@ -229,7 +229,7 @@ class Program:
         with self._output.open("ab") as output:
             self.process = subprocess.Popen(
                 self._command,
-                env=self._environ,
+                env=self.environ,
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,

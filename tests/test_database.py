@@ -357,6 +357,8 @@ async def test_a_database_that_cannot_hold_every_text_is_refused(server: str, ds
 
 FIRST = Migration.of("0001_first", "-- runs_from: 0.1.0\nCREATE TABLE first (n int);\nCREATE TABLE also (n int);\n")
 SECOND = Migration.of("0002_second", "-- runs_from: 0.1.0\nALTER TABLE first ADD COLUMN m int;\n")
+INDEX = "CREATE INDEX CONCURRENTLY IF NOT EXISTS first_n ON first (n);\n"
+INDEXED = Migration.of("0002_index", "-- runs_from: 0.1.0\n-- outside of a transaction\n" + INDEX)
 THIRD = Migration.of("0003_third", "-- runs_from: 0.3.0\nALTER TABLE first DROP COLUMN n;\n")
 
 
@@ -385,8 +387,8 @@ async def test_the_shipped_migrations_are_numbered_without_a_gap() -> None:
 
 
 async def test_of_programs_that_migrate_at_once_one_does_it(empty_dsn: str) -> None:
-    done = await asyncio.gather(*(migrate(empty_dsn, migrations=[FIRST, SECOND]) for _ in range(4)))
-    assert sorted(done) == [[], [], [], ["0001_first", "0002_second"]]
+    done = await asyncio.gather(*(migrate(empty_dsn, migrations=[FIRST, INDEXED]) for _ in range(4)))
+    assert sorted(done) == [[], [], [], ["0001_first", "0002_index"]]
 
 
 async def test_a_migration_that_fails_leaves_nothing_of_itself(empty_dsn: str) -> None:
@@ -411,6 +413,39 @@ async def test_a_table_in_use_is_waited_for_without_a_queue_behind(empty_dsn: st
                 async with ending_within(3):
                     await database.execute("INSERT INTO first VALUES (1)")
         assert await migrating == ["0002_second"]
+
+
+async def test_an_index_is_built_beside_the_traffic_and_one_that_was_left_half_built_is_built_anew(
+    empty_dsn: str,
+) -> None:
+    await migrate(empty_dsn, migrations=[FIRST])
+    async with database_at(empty_dsn, size=3) as database:
+        async with database.transaction() as writer:
+            await writer.execute("INSERT INTO first VALUES (1)")
+            migrating = asyncio.create_task(migrate(empty_dsn, migrations=[FIRST, INDEXED]))
+            await until_true(database, "SELECT to_regclass('first_n') IS NOT NULL")
+            async with ending_within(3):  # what comes meanwhile does not queue up behind it
+                await database.execute("INSERT INTO first VALUES (1)")
+            killed = (
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'sluicegate migrate'"
+            )
+            await database.execute(killed)
+            with pytest.raises(Unavailable):
+                await migrating
+        assert not await database.fetchval("SELECT indisvalid FROM pg_index WHERE indexrelid = 'first_n'::regclass")
+        assert await migrations_pending(empty_dsn, migrations=[FIRST, INDEXED]) == ["0002_index"]
+        assert await migrate(empty_dsn, migrations=[FIRST, INDEXED]) == ["0002_index"]
+        assert await database.fetchval("SELECT indisvalid FROM pg_index WHERE indexrelid = 'first_n'::regclass")
+        await database.execute("DELETE FROM migrations WHERE number = 2")  # as if it had been killed at the very end
+        assert await migrate(empty_dsn, migrations=[FIRST, INDEXED]) == ["0002_index"]
+
+
+@pytest.mark.parametrize(
+    "sql", ["ALTER TABLE first ADD COLUMN m int;\n", INDEX + INDEX, "CREATE INDEX CONCURRENTLY first_n ON first (n);\n"]
+)
+def test_only_an_index_is_made_outside_of_a_transaction(sql: str) -> None:
+    with pytest.raises(ValueError, match=r"0002_x: outside of a transaction there is one `CREATE INDEX CONCURRENTLY"):
+        Migration.of("0002_x", "-- runs_from: 0.1.0\n-- outside of a transaction\n" + sql)
 
 
 @pytest.mark.parametrize(
