@@ -282,19 +282,22 @@ class Hand:
     async def deliver(self) -> list[Try]:
         """It looks, reads and begins; the tries that it began."""
         before = list(self.tries)
-        self.dispatcher._destinations_changed = True  # it has heard of every hold
-        await self.dispatcher._look_at_destinations()
+        await self._hear()
         await self.dispatcher._open_keys()
         await self.dispatcher._read_once()
         self.dispatcher._start()
         await self._quiet()
         return [tried for tried in self.tries if tried not in before]
 
-    async def answer(self, tried: Try, outcome: Outcome) -> None:
+    async def answer(self, tried: Try, outcome: Outcome) -> list[Try]:
+        """Whoever has an answer goes on at once; the tries that begin so."""
+        await self._hear()
         self.tries.remove(tried)
+        before = list(self.tries)
         self.answered[tried.key] = (outcome, time.monotonic())
         tried.answer.set_result(outcome)
         await self._quiet()
+        return [begun for begun in self.tries if begun not in before]
 
     @property
     def done(self) -> list[Settlement]:
@@ -328,6 +331,11 @@ class Hand:
         await end(*self.dispatcher._attempts)
         if self.dispatcher._presence is not None:
             await self.dispatcher._presence.close()
+
+    async def _hear(self) -> None:
+        """Of every hold."""
+        self.dispatcher._destinations_changed = True
+        await self.dispatcher._look_at_destinations()
 
     async def _quiet(self) -> None:
         """Until each of its attempts waits for its partner, or is over."""
@@ -447,6 +455,7 @@ POST = st.tuples(st.sampled_from(ROUTED), st.sampled_from(SUBJECTS))
 POSTS = st.lists(POST, min_size=1, max_size=3)
 WHICH = st.integers(0, 11)
 ANSWERS = st.lists(st.integers(0, len(OUTCOMES) - 1), max_size=3)
+BUSY, NEVER = 2, 6  # of the outcomes
 
 
 class Machine(RuleBasedStateMachine):
@@ -596,8 +605,12 @@ class Machine(RuleBasedStateMachine):
                 self._delivers(hand)
 
     def _delivers(self, hand: Hand) -> int:
+        return self._begins(hand.deliver())
+
+    def _begins(self, work: Coroutine[Any, Any, list[Try]]) -> int:
+        """How many tries it begins; each of them was allowed."""
         under_way = {tried.key for other in self.fleet.hands if not other.asleep for tried in other.tries}
-        begun = self.run(hand.deliver())
+        begun = self.run(work)
         for tried in begun:
             why = self.expected.why_not_to_try(tried.key, tried.number, under_way)
             assert why is None, f"{tried.key} must not be tried: {why}"
@@ -618,7 +631,19 @@ class Machine(RuleBasedStateMachine):
             self._answers(hand, tried, OUTCOMES[outcome](self.fleet.house.clock.now()))
 
     def _answers(self, hand: Hand, tried: Try, outcome: Outcome) -> None:
-        self.run(hand.answer(tried, outcome))
+        self._begins(hand.answer(tried, outcome))
+
+    @rule(which=WHICH, answer=st.sampled_from((BUSY, NEVER)), repair=st.sampled_from((None, "replay", "discard")))
+    def one_answer_for_all(self, which: int, answer: int, repair: str | None) -> None:
+        """A partner that is away, or takes nothing until somebody has mended what it is told."""
+        if hand := self._hand(which):
+            self._delivers(hand)
+            self._answer_some(hand, [answer] * len(hand.tries))
+            self._settles(hand)
+            if repair:
+                self.both_say_the_same()
+                self.repair(which, all_of_it=True, discard=int(repair == "replay"))
+            self._delivers(hand)
 
     @rule(which=WHICH)
     def settle(self, which: int) -> None:
@@ -674,7 +699,7 @@ class Machine(RuleBasedStateMachine):
                     self.both_say_the_same()
                     self.run(other.beat())
             self.both_say_the_same()
-        if hand.asleep:
+        if hand in self.fleet.hands:
             self._answer_some(hand, outcomes)
             self._settles(hand)
 
@@ -697,6 +722,14 @@ class Machine(RuleBasedStateMachine):
         at = which % len(asked) if asked else 0
         if again := [*stale, *asked[at : at + how_many]]:
             assert self.run(Outbox.settle(self.fleet.outbox, again)).done == {}
+
+    @rule(posts=POSTS)
+    def others_take_their_places(self, posts: list[tuple[list[str], str | None]]) -> None:
+        """Where a row was, another one is: who asks for the place alone settles what he has never seen."""
+        self.run(self.fleet.people.execute("VACUUM (INDEX_CLEANUP ON, TRUNCATE OFF) pending"))
+        self._accepts(posts, 0, wake=True)
+        if asked := self.fleet.outbox.asked:
+            assert self.run(Outbox.settle(self.fleet.outbox, asked[-100:])).done == {}
 
     # ── people, and what is done now and then ────────────────────────────────────────────────────
 
