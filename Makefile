@@ -39,6 +39,7 @@ bench: .venv/ready
 
 chaos: .venv/ready
 	@$(BIN)/python -m chaos $(if $(ONLY),--only "$(ONLY)") $(if $(SEED),--seed $(SEED)) $(if $(ROUNDS),--rounds $(ROUNDS)) $(if $(DOCS),--docs)
+	$(if $(ONLY),,HYPOTHESIS_PROFILE=deep $(BIN)/pytest -q tests/test_outbox_model.py)
 
 build: .venv/ready
 	$(UV) build --quiet --wheel --out-dir dist

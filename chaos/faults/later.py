@@ -6,6 +6,6 @@ not_built(17, "failover to a standby", "shown with two Postgres in tests/test_fa
 not_built(
     40, "the key that encrypts keys is gone", "no keys are stored encrypted yet: secrets come from env: and file:"
 )
-not_built(42, "a migration under traffic", "there is one migration yet")
+not_built(42, "a migration under traffic", "shown with two releases in tests/test_versions.py")
 not_built(51, "Odoo webhooks lost while the gateway is away", "nothing sweeps Odoo yet")
 not_built(52, "an audit row is changed by a superuser", "the audit is not chained yet")
