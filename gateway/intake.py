@@ -1,10 +1,8 @@
 """The way of one request: authenticate → minimize → route → outbox.add → 202."""
 
-import asyncio
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
-from datetime import timedelta
 from hashlib import blake2b
 from ipaddress import ip_address
 from math import ceil
@@ -17,6 +15,7 @@ from gateway.authenticate import Caller, Presented, Reason, Scheme, Unauthorized
 from gateway.authenticate.peer import Address, Network, client_address
 from gateway.config import Config
 from gateway.config_sections import AnySource, OdooNative
+from gateway.listening import Brief
 from gateway.minimize import Minimized, Policies, Unmet, Unreadable
 from gateway.parties import Party, parties
 from gateway.problems import problem, unavailable
@@ -34,12 +33,13 @@ from observability.tracing import Accepted, Tracing
 from outbox.clock import DatabaseClock, Identities
 from outbox.database import Unavailable
 from outbox.event import Event
+from outbox.identity import uuid_of
 from outbox.intake_batch import IntakeBatch
-from outbox.store import Arrival, Debt, Destination, Seen, Stored
+from outbox.store import Arrival, Debt, Destination, Seen
 
 log = structlog.get_logger()
 
-PATIENCE = timedelta(seconds=2)  # with the database: senders wait for a few seconds at most
+PURPOSES = (b"body", b"id", b"same", b"same body")  # of digests: none of one kind is ever taken for one of another
 
 
 class Refusal(Exception):  # noqa: N818  an answer, not a mistake
@@ -76,6 +76,7 @@ class Intake:
         self._refusals = refusals
         self._heard = heard
         self._key = key
+        self._keyed = {purpose: blake2b(key=key, person=purpose, digest_size=16) for purpose in PURPOSES}
         self._share = share
         self._sources: Mapping[str, _Door] = {}
         self._routes = Routes({})
@@ -103,17 +104,21 @@ class Intake:
             await door.scheme.close()
 
     async def accept(self, request: web.Request) -> web.StreamResponse:
+        """As the application's router finds it."""
+        return await self.take(request, request.match_info["source"], request.match_info.get("token"))
+
+    async def take(self, request: web.Request, name: str, token: str | None) -> web.StreamResponse:
         """One post, answered: 202 when it is durable, 200 when it was there, a problem otherwise."""
         began = time.monotonic()
-        name = request.match_info["source"]
         door = self._sources.get(name)
-        if door is None or ("token" in request.match_info and not door.takes_token):
+        if door is None or (token is not None and not door.takes_token):
             self._refusals.refused("", "unknown_source")
             await self._slowly.before("")
             return problem(404, "Unknown source", "There is no source of this name.")
         with self._tracing.accept(name, request.headers.get("traceparent"), trust=door.source.trust_trace) as span:
+            answer: web.StreamResponse
             try:
-                answer = await self._take(request, door, span)
+                answer = await self._take(request, door, token, span)
             except Refusal as refusal:
                 answer = refusal.answer
                 span.refused(refusal.code, answer.status)
@@ -131,10 +136,10 @@ class Intake:
             await self._slowly.before(name)
         return answer
 
-    async def _take(self, request: web.Request, door: "_Door", span: Accepted) -> web.Response:
+    async def _take(self, request: web.Request, door: "_Door", token: str | None, span: Accepted) -> Brief:
         body = await self._read(request, door)
         failpoint("intake.read")
-        caller = await self._authenticate(request, door, body)
+        caller = await self._authenticate(request, door, token, body)
         failpoint("intake.authenticated")
         self._limit(door)
         digest = self._digest(b"body", body)
@@ -147,7 +152,7 @@ class Intake:
             event = self._event(identity, door.source.name, minimized, traceparent)
             same = self._same(event, minimized, caller, digest)
             debts = self._debts(event)
-            answer = await self._store(
+            answer = await self._batch.add(
                 Arrival(event=event, data=minimized.document, same=same, digest=digest, debts=debts)
             )
         self._heard.note(event.source, event.facility, event.received_at)
@@ -164,7 +169,6 @@ class Intake:
         if not debts:
             self._metrics.unrouted.labels(door.source.name).inc()
             log.info(LogEvent.EVENT_UNROUTED, event_id=str(event.id), source=event.source, type=event.type)
-        log.debug(LogEvent.EVENT_ACCEPTED, event_id=str(event.id), source=event.source, type=event.type)
         return _answer(202, event.id, duplicate=False)
 
     async def expect(self, request: web.Request) -> web.StreamResponse | None:
@@ -207,12 +211,11 @@ class Intake:
         if (limit := door.limit_of(facility)) is not None and not limit.take(time.monotonic()):
             raise Refusal("facility_rate_limited", _too_many(limit))
 
-    async def _authenticate(self, request: web.Request, door: "_Door", body: bytes) -> Caller:
+    async def _authenticate(self, request: web.Request, door: "_Door", token: str | None, body: bytes) -> Caller:
         """One answer for every reason: which check failed is told to us, never to the caller."""
         peer = self._peer(request) if door.source.from_ else None
         if door.source.from_ and (peer is None or not any(peer in network for network in door.source.from_)):
             raise Refusal("wrong_address", _not_proven(), self._digest(b"body", body))
-        token = request.match_info.get("token")
         presented = Presented(headers=request.headers, body=body, token=token, peer=peer, at=time.time())
         match await door.scheme.authenticate(presented):
             case Unauthorized(reason=Reason() as reason, undecided=True):
@@ -231,14 +234,6 @@ class Intake:
                 raise Refusal("policy_not_met", problem(422, "Policy not met", reason), digest)
             case Minimized() as minimized:
                 return minimized
-
-    async def _store(self, arrival: Arrival) -> Stored | Seen:
-        """Durable when it returns.  What becomes so after the sender was told to try again is recognised then."""
-        try:
-            async with asyncio.timeout(PATIENCE.total_seconds()):
-                return await self._batch.add(arrival)
-        except TimeoutError as error:
-            raise Unavailable("it was not stored in time") from error
 
     def _event(self, identity: UUID, source: str, minimized: Minimized, traceparent: str) -> Event:
         received_at = self._clock.now()
@@ -276,11 +271,11 @@ class Intake:
 
     def _digest(self, purpose: bytes, *parts: bytes) -> UUID:
         """128 bits under our key: equal inputs are recognised, and nobody without the key can try them out."""
-        mac = blake2b(key=self._key, person=purpose, digest_size=16)
+        mac = self._keyed[purpose].copy()
         for part in parts:
             mac.update(len(part).to_bytes(8, "big"))
             mac.update(part)
-        return UUID(bytes=mac.digest())
+        return uuid_of(mac.digest())
 
 
 class _Door:
@@ -298,10 +293,14 @@ class _Door:
         self.duplicates = metrics.duplicates.labels(source.name).inc
         self.seconds = metrics.request_seconds.labels(source.name).observe
         self._secrets = metrics.secret_used
+        self._used: dict[int, Callable[[], None]] = {}
 
     def used(self, secret: int) -> None:
         """Which secret verified: one that stands still can be retired."""
-        self._secrets.labels(self.source.name, str(secret)).inc()
+        count = self._used.get(secret)
+        if count is None:
+            count = self._used[secret] = self._secrets.labels(self.source.name, str(secret)).inc
+        count()
 
     def limit_of(self, facility: str | None) -> TokenBucket | None:
         """Facilities are those of the configuration, so there are only so many of them."""
@@ -312,9 +311,8 @@ class _Door:
         return self._limits[facility]
 
 
-def _answer(status: int, event: UUID, *, duplicate: bool) -> web.Response:
-    body = f'{{"id":"{event}","duplicate":{"true" if duplicate else "false"}}}'
-    return web.Response(status=status, body=body.encode(), content_type="application/json")
+def _answer(status: int, event: UUID, *, duplicate: bool) -> Brief:
+    return Brief(status, f'{{"id":"{event}","duplicate":{"true" if duplicate else "false"}}}')
 
 
 def _too_many(limit: TokenBucket) -> web.Response:

@@ -6,20 +6,24 @@ both are mended here, on internals of the pinned version, and tested against raw
 
 import asyncio
 import os
+import re
 import socket
 import stat
 import time
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from datetime import timedelta
 from typing import Any
 
-from aiohttp import web
+from aiohttp import HttpVersion11, web
+from aiohttp.helpers import rfc822_formatted_time
+from aiohttp.http_writer import StreamWriter
 from aiohttp.streams import EMPTY_PAYLOAD, StreamReader
 from aiohttp.web_protocol import RequestHandler
+from aiohttp.web_response import REASON_PHRASES
 
 from gateway.config_sections import Listen
-from gateway.problems import problem
+from gateway.problems import answered, problem
 from observability.logs import log_sparingly
 from observability.names import LogEvent
 
@@ -57,6 +61,59 @@ class Guarded(RequestHandler):
             self._body = self._messages[-1][1]
         elif data and of_a_head and self._head_timer is None:  # without any, aiohttp calls it itself
             self._start_timer()
+
+    async def start(self) -> None:
+        """The loop of aiohttp, with no task for each request, for as long as what comes are posts that are there as a whole.
+
+        The first request that is anything else hands the connection over to aiohttp's own.
+        """
+        while not self._force_close:
+            if not self._messages:
+                try:
+                    self._waiter = self._loop.create_future()
+                    await self._waiter
+                finally:
+                    self._waiter = None
+            message, payload = self._messages[0]
+            if getattr(message, "method", None) != "POST" or not payload.is_eof() or self._upgraded:
+                await super().start()
+                return
+            if not await self._handle_whole():
+                break
+        if not self._force_close and self.transport is not None:
+            self._task_handler = None
+            self.transport.close()
+
+    async def _handle_whole(self) -> bool:
+        """The next request, which needs no more reading; whether another may follow on this connection."""
+        message, payload = self._messages.popleft()
+        if self._parser is not None:
+            self._parser.message_consumed()
+        if self._buffer_paused and len(self._messages) <= self._msg_queue_resume_size:
+            self._resume_reading_if_drained()
+        if self._manager is None or self._request_factory is None or self._request_handler is None:
+            return False  # the caller has gone
+        self._manager.requests_count += 1
+        task = self._task_handler or asyncio.current_task()
+        request = self._request_factory(message, payload, self, StreamWriter(self, self._loop), task)  # type: ignore[arg-type]
+        try:
+            answer, gone = await self._handle_request(request, None, self._request_handler)
+        except asyncio.CancelledError:
+            self.force_close()
+            raise
+        except ConnectionError:
+            return False
+        except Exception as error:  # noqa: BLE001 — a defect costs this caller the connection, and no other
+            self.log_exception("a request failed", exc_info=error)
+            self.force_close()
+            return False
+        self._keepalive = bool(answer.keep_alive)
+        if gone or not self._keepalive or self._close:
+            return False
+        self._next_keepalive_close_time = self._loop.time() + self._keepalive_timeout
+        if self._keepalive_handle is None and not self._force_close:
+            self._keepalive_handle = self._loop.call_at(self._next_keepalive_close_time, self._process_keepalive)
+        return True
 
     def pause_writing(self) -> None:
         super().pause_writing()
@@ -127,12 +184,63 @@ class Guarded(RequestHandler):
         self, request: web.BaseRequest, resp: web.StreamResponse, start_time: float | None
     ) -> tuple[web.StreamResponse, bool]:
         """Send an answer: not with a text of aiohttp's, which may repeat a header, nor with the versions of libraries."""
+        if isinstance(resp, Brief):
+            if request.version == HttpVersion11 and not self._upgraded:
+                return resp, await self._write_brief(request, resp)
+            resp = resp.in_full()
         if isinstance(resp, web.HTTPException):
             resp = problem(resp.status, resp.reason, "The request asks for what is not done here.")
-        if self._last or (isinstance(self._manager, GuardedServer) and self._manager.parting):
+        if self._ends:
             resp.force_close()
         resp.headers.setdefault("Server", "sluicegate")
         return await super().finish_response(request, resp, start_time)
+
+    @property
+    def _ends(self) -> bool:
+        """Whether the connection does, with the answer that is under way."""
+        return self._last or (isinstance(self._manager, GuardedServer) and self._manager.parting)
+
+    async def _write_brief(self, request: web.BaseRequest, brief: "Brief") -> bool:
+        """In one piece; whether the caller has gone."""
+        brief.keep_alive = request.keep_alive and not self._ends
+        if self.transport is None or self.transport.is_closing():
+            return True
+        self.transport.write(brief.whole())
+        if self._paused:
+            try:
+                await self._drain_helper()
+            except ConnectionError:
+                return True
+        return False
+
+
+class Brief(web.StreamResponse):
+    """A small answer of JSON that is written as it stands.
+
+    What aiohttp does for an answer of any kind costs more than all that is done to accept a post.
+    """
+
+    keep_alive: bool | None = None  # told by whoever writes it
+
+    def __init__(self, status: int, body: str) -> None:
+        self._status = status
+        self._text = body
+
+    def whole(self) -> bytes:
+        """Head and body in HTTP/1.1."""
+        return (
+            f"HTTP/1.1 {self._status} {REASON_PHRASES[self._status]}\r\n"
+            f"Content-Type: application/json\r\nContent-Length: {len(self._text)}\r\n"
+            f"Date: {rfc822_formatted_time()}\r\nServer: sluicegate\r\n"
+            f"{'' if self.keep_alive else _CLOSE}\r\n{self._text}"
+        ).encode("ascii")
+
+    def in_full(self) -> web.Response:
+        """The same for a caller who does not simply speak HTTP/1.1."""
+        return web.Response(status=self._status, body=self._text.encode("ascii"), content_type="application/json")
+
+
+_CLOSE = "Connection: close\r\n"
 
 
 class GuardedServer(web.Server):
@@ -147,9 +255,11 @@ class GuardedServer(web.Server):
 class Listening:
     """The application on its addresses: on sockets of its own, or on those that the parent of several workers holds."""
 
-    def __init__(self, application: web.Application) -> None:
+    def __init__(self, application: web.Application, *, hooks: "Hooks | None" = None) -> None:
+        """`hooks` takes what is posted to /hooks/{source}, past the application; the rest of it goes there."""
         self._runner = _Runner(
             application,
+            hooks,
             access_log=None,
             keepalive_timeout=IDLE_DEADLINE.total_seconds(),
             auto_decompress=False,
@@ -189,13 +299,41 @@ class Listening:
         await self._runner.cleanup()
 
 
+Hooks = Callable[[web.Request, str, str | None], Awaitable[web.StreamResponse]]  # source, and token where there is one
+
+
 class _Runner(web.AppRunner):
-    """aiohttp's, but for the connections that it makes."""
+    """aiohttp's, but for the connections that it makes, and for a shorter way to the door."""
+
+    def __init__(self, application: web.Application, hooks: Hooks | None, **options: Any) -> None:
+        super().__init__(application, **options)
+        self._hooks = hooks
 
     async def _make_server(self) -> web.Server:
         server = await super()._make_server()
         server.__class__ = GuardedServer
+        if self._hooks is not None:
+            server.request_handler = _shortcut(self._hooks, past=server.request_handler)
         return server
+
+
+def _shortcut(hooks: Hooks, *, past: Any) -> Any:
+    """Past the router and the middlewares, for a post whose path and head are plain; any other goes the long way."""
+
+    async def handle(request: web.Request) -> web.StreamResponse:
+        if (
+            request.method == "POST"
+            and (path := _HOOKS.fullmatch(request.raw_path))
+            and "Expect" not in request.headers
+        ):
+            return await answered(request, hooks(request, path[1], path[2]))
+        answer: web.StreamResponse = await past(request)
+        return answer
+
+    return handle
+
+
+_HOOKS = re.compile(r"/hooks/([A-Za-z0-9_.-]+)(?:/([A-Za-z0-9_~.-]+))?")  # nothing in it is encoded
 
 
 class _UnixSite(web.SockSite):

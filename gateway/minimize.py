@@ -92,7 +92,7 @@ class _Compiled:
         self._match = [(_getter(_path(name)), wanted, _encode(wanted)) for name, wanted in policy.match.items()]
         self._decode = _decoder(types).decode
         self._fields = [
-            (name, _Taken(path, rule, decoded=types[path], optional=policy.keep[name].optional))
+            (name, _Taken(path, rule, decoded=types[path], optional=policy.keep[name].optional).of)
             for name, (path, rule) in rules.items()
         ]
         self._facility = _Taken(*place, decoded=types[place[0]], optional=False) if place else None
@@ -116,7 +116,7 @@ class _Compiled:
                 raise _Refused(_NO_POLICY)
         if twice := self._duplicates.find(body):
             raise _Refused(Unreadable(f"{twice} stands twice in the body"))
-        kept = {name: value for name, field in self._fields if (value := field.of(given)) is not None}
+        kept = {name: value for name, taken in self._fields if (value := taken(given)) is not None}
         document = _encode(kept)
         if len(document) > LARGEST:
             raise _Refused(Unmet(f"what the policy keeps is larger than {LARGEST} bytes"))

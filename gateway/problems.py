@@ -1,6 +1,6 @@
 """Errors as answers: RFC 9457 problem+json, the same everywhere, and never an echo of what was sent."""
 
-from collections.abc import Mapping
+from collections.abc import Awaitable, Mapping
 
 import msgspec
 import structlog
@@ -49,8 +49,12 @@ async def problems_only(request: web.Request, handler: Handler) -> web.StreamRes
 
     A bug is logged here, in one place, with its stack; the caller learns only that it was not their fault.
     """
+    return await answered(request, handler(request))
+
+
+async def answered(request: web.Request, handling: Awaitable[web.StreamResponse]) -> web.StreamResponse:
     try:
-        return await handler(request)
+        return await handling
     except web.HTTPException as refused:
         if refused.status < 400:
             raise
@@ -72,5 +76,8 @@ DETAILS = {
 
 def _route(request: web.Request) -> str | None:
     """The declared route, never the path: that may hold a token."""
-    resource = request.match_info.route.resource
+    try:
+        resource = request.match_info.route.resource
+    except AssertionError:  # it went past the router
+        return "/hooks/{source}"
     return resource.canonical if resource else None

@@ -1,6 +1,7 @@
 """What was refused at the door: counted in memory and written once a second, so that a flood of it writes next to nothing."""
 
 from collections import defaultdict
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from uuid import UUID
 
@@ -23,7 +24,8 @@ class Refusals:
         self._database = database
         self._metrics = metrics
         self._refused: defaultdict[tuple[str, str], Refused] = defaultdict(Refused)
-        self._dropped: defaultdict[tuple[str, str, str], int] = defaultdict(int)
+        self._dropped: defaultdict[tuple[str, str, tuple[str, ...]], int] = defaultdict(int)
+        self._dropped_keys: dict[tuple[str, str], Callable[[float], None]] = {}
 
     def refused(self, source: str, reason: str, digest: UUID | None = None) -> None:
         """`source` is empty where the caller named none of ours."""
@@ -36,9 +38,11 @@ class Refusals:
     def dropped(self, source: str, policy: str, names: tuple[str, ...]) -> None:
         """Top-level keys that no policy names: what a privacy officer wants to hear of."""
         if names:
-            self._metrics.dropped_keys.labels(source, policy).inc(len(names))
-            for name in names:
-                self._dropped[source, policy, name] += 1
+            count = self._dropped_keys.get((source, policy))
+            if count is None:
+                count = self._dropped_keys[source, policy] = self._metrics.dropped_keys.labels(source, policy).inc
+            count(len(names))
+            self._dropped[source, policy, names] += 1
 
     async def flush(self) -> None:
         """Write what has come together; what cannot be written now is kept for the next time."""
@@ -55,8 +59,8 @@ class Refusals:
             for key, kept in refused.items():
                 self._refused[key].n += kept.n
                 self._refused[key].digests = (kept.digests + self._refused[key].digests)[:SAMPLE]
-            for name, n in dropped.items():
-                self._dropped[name] += n
+            for names, n in dropped.items():
+                self._dropped[names] += n
 
     async def _write_refused(self, refused: dict[tuple[str, str], Refused]) -> None:
         await self._database.execute(
@@ -71,7 +75,11 @@ class Refusals:
             ["{" + ",".join(map(str, r.digests)) + "}" for r in refused.values()],
         )
 
-    async def _write_dropped(self, dropped: dict[tuple[str, str, str], int]) -> None:
+    async def _write_dropped(self, dropped: Mapping[tuple[str, str, tuple[str, ...]], int]) -> None:
+        summed: defaultdict[tuple[str, str, str], int] = defaultdict(int)
+        for (source, policy, names), n in dropped.items():
+            for name in names:
+                summed[source, policy, name] += n
         await self._database.execute(
             """
             INSERT INTO dropped_keys AS d (source, policy, name, n)
@@ -81,8 +89,8 @@ class Refusals:
                 ON CONFLICT (source, policy, name)
                 DO UPDATE SET n = d.n + excluded.n, last_seen = clock_timestamp()
             """,
-            [source for source, _, _ in dropped],
-            [policy for _, policy, _ in dropped],
-            [name for _, _, name in dropped],
-            list(dropped.values()),
+            [source for source, _, _ in summed],
+            [policy for _, policy, _ in summed],
+            [name for _, _, name in summed],
+            list(summed.values()),
         )

@@ -25,13 +25,13 @@ class Unacceptable(Exception):  # noqa: N818  an answer, not a mistake
 def judge_head(request: BaseRequest, limit: int) -> None:
     """What the head says of the body; raises Unacceptable."""
     headers = request.headers
-    if any(encoding.lower() != "identity" for encoding in headers.getall("Content-Encoding", ())):
+    if "Content-Encoding" in headers and any(e.lower() != "identity" for e in headers.getall("Content-Encoding")):
         raise Unacceptable(415, "encoded", "Encoded body", "Send the body as it is, without Content-Encoding.")
-    if headers.get("Transfer-Encoding", "chunked").lower() != "chunked":
+    if "Transfer-Encoding" in headers and headers["Transfer-Encoding"].lower() != "chunked":
         raise Unacceptable(400, "transfer_encoding", "Transfer-Encoding", "Only chunked is understood.")
-    if headers.get("Expect", "100-continue").lower() != "100-continue":
+    if "Expect" in headers and headers["Expect"].lower() != "100-continue":
         raise Unacceptable(417, "expectation", "Expectation", "Only 100-continue is understood.")
-    if not is_json(request.content_type):
+    if headers.get("Content-Type") != "application/json" and not is_json(request.content_type):
         raise Unacceptable(415, "not_json", "Not JSON", "Send JSON, with Content-Type: application/json.")
     if (request.content_length or 0) > limit:
         raise too_large(limit)
@@ -49,7 +49,7 @@ async def read_body(request: BaseRequest, limit: int) -> bytes:
     """All of it, if it comes in time and is no larger than `limit` bytes; raises Unacceptable."""
     content = request.content
     if content.is_eof():  # it came with its head, as most do
-        body = await content.read()
+        body = content.read_nowait()
         if len(body) > limit:
             raise too_large(limit)
         return body

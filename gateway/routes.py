@@ -54,20 +54,28 @@ class _Candidates:
     """The routes that take events of one source, type and facility, if their kept fields are as the routes say."""
 
     def __init__(self, routes: Sequence[Route], give_up: Mapping[str, timedelta]) -> None:
-        self._routes = [(route, [holds(*item) for item in route.when.data.items()]) for route in routes]
+        self._routes = routes
+        self._tests = [
+            (place, [holds(*item) for item in route.when.data.items()]) for place, route in enumerate(routes)
+        ]
         self._give_up = give_up
         self._together: dict[tuple[int, ...], tuple[Owed, ...]] = {}  # by the routes that take an event
 
     def owed(self, kept: Mapping[str, object]) -> tuple[Owed, ...]:
-        taking = tuple(
-            [place for place, (_, tests) in enumerate(self._routes) if not tests or all(test(kept) for test in tests)]
-        )
+        taking = tuple([place for place, tests in self._tests if not tests or _all_hold(tests, kept)])
         owed = self._together.get(taking)
         if owed is None:
-            owed = tuple(_merged([self._routes[place][0] for place in taking], self._give_up))
+            owed = tuple(_merged([self._routes[place] for place in taking], self._give_up))
             if len(self._together) < _MOST_REMEMBERED:
                 self._together[taking] = owed
         return owed
+
+
+def _all_hold(tests: Iterable["_Test"], kept: Mapping[str, object]) -> bool:
+    for test in tests:  # noqa: SIM110 — for every event: a generator would cost more than what it asks
+        if not test(kept):
+            return False
+    return True
 
 
 def _may_take(route: Route, source: str, type_: str, facility: str | None) -> bool:
@@ -112,12 +120,14 @@ def holds(name: str, condition: Condition) -> _Test:
 
     def test(kept: Mapping[str, object]) -> bool:
         value = kept.get(name)
-        return (
-            value is not None
-            and (among is None or any(read(value) == wanted for read, wanted in among))
-            and not any(read(value) == wanted for read, wanted in none_of)
-            and all((given := read(value)) is not None and is_so(given, bound) for is_so, read, bound in bounds)
-        )
+        if value is None or (among is not None and not any(read(value) == wanted for read, wanted in among)):
+            return False
+        if none_of and any(read(value) == wanted for read, wanted in none_of):
+            return False
+        for is_so, read, bound in bounds:  # noqa: SIM110 — as for `_all_hold`
+            if (given := read(value)) is None or not is_so(given, bound):
+                return False
+        return True
 
     return test
 

@@ -121,7 +121,7 @@ class Service:
         self._parts.push_async_callback(self._flush)
         if before_listening:
             await before_listening()
-        self._listening = Listening(self._application())
+        self._listening = Listening(self._application(), hooks=self.intake.take if self._gateway else None)
         self._parts.push_async_callback(self._listening.close)
         await self._listening.open(self._config.serve.listen, inherited=self._place.sockets)
         self.port = self._listening.port

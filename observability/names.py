@@ -112,7 +112,6 @@ class LogEvent(StrEnum):
     MIGRATION_APPLIED = "migration.applied"
     CLOCK_SKEWED = "clock.skewed"
 
-    EVENT_ACCEPTED = "event.accepted"
     EVENT_UNROUTED = "event.unrouted"
     REQUEST_REFUSED = "request.refused"
     REQUEST_FAILED = "request.failed"

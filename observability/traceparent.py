@@ -33,8 +33,8 @@ def write(trace_id: str, span_id: str, *, sampled: bool) -> str:
 
 
 def new_trace_id() -> str:
-    return random.randbytes(16).hex()  # noqa: S311 — an id, no secret; the generator is reseeded after a fork
+    return f"{random.getrandbits(128):032x}"
 
 
 def new_span_id() -> str:
-    return random.randbytes(8).hex()  # noqa: S311
+    return f"{random.getrandbits(64):016x}"

@@ -20,6 +20,7 @@ exception, which can hold what no policy let through.
 import time
 from asyncio import CancelledError
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from contextvars import Token
 from datetime import timedelta
 from types import TracebackType
@@ -31,7 +32,7 @@ from opentelemetry.trace import SpanKind
 from observability.metrics import Metrics
 from observability.names import Attribute, SpanName
 from observability.spans import Fact, Span, current
-from observability.traceparent import new_trace_id, read
+from observability.traceparent import new_span_id, new_trace_id, read, write
 
 if TYPE_CHECKING:
     from observability.span_export import SpanExport
@@ -76,7 +77,7 @@ class Tracing:
             _SERVER,
             trace_id,
             [_POST, _HOOKS, (_SOURCE, source)],
-            sampled=self._chosen(trace_id) if parent is None else self._recording and parent.sampled,
+            sampled=self._chosen(trace_id) if parent is None else self.recording and parent.sampled,
             parent=parent,
             links=() if sender is None or trust else (sender,),
         )
@@ -102,7 +103,7 @@ class Tracing:
             _CONSUMER,
             trace_id,
             [],
-            sampled=self._recording and (again or (self._chosen(trace_id) if creation is None else creation.sampled)),
+            sampled=self.recording and (again or (self._chosen(trace_id) if creation is None else creation.sampled)),
             parent=parent,
             links=() if creation is None else (creation,),
         )
@@ -136,7 +137,7 @@ class Tracing:
             SpanKind.INTERNAL,
             new_trace_id(),
             [_OUTBOX, (_EVENT_ID, event_id), *attributes.items()],
-            sampled=self._recording,
+            sampled=self.recording,
             links=() if creation is None else (creation,),
         )
         self.end(span, None)
@@ -163,11 +164,11 @@ class Tracing:
             self._export.take([span])
 
     @property
-    def _recording(self) -> bool:
+    def recording(self) -> bool:
         return self._export is not None
 
     def _chosen(self, trace_id: str) -> bool:
-        return self._recording and int(trace_id[16:], 16) < self._chosen_below
+        return self.recording and int(trace_id[16:], 16) < self._chosen_below
 
 
 class Accepted:
@@ -184,9 +185,14 @@ class Accepted:
     def trace_id(self) -> UUID:
         return UUID(self._span.trace_id)
 
-    def produce(self, event_id: UUID, event_type: str) -> "Produced":
-        """The event, from here to its commit; as a context it is the traceparent to store with the event."""
+    def produce(self, event_id: UUID, event_type: str) -> AbstractContextManager[str]:
+        """The event, from here to its commit; as a context it is the traceparent to store with the event.
+
+        Where nothing is ever exported, it is that and no span.
+        """
         head = self._span
+        if not self._tracing.recording:
+            return nullcontext(write(head.trace_id, new_span_id(), sampled=head.sampled))
         span = Span(
             _SEND,
             _PRODUCER,

@@ -7,14 +7,15 @@ those that came while the last batch was being written are the next one.
 import asyncio
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from datetime import datetime, timedelta
+from typing import NamedTuple
 
 from observability.failpoints import failpoint
 from outbox.database import Unavailable
 from outbox.ending import end
 from outbox.store import Arrival, Buckets, Outbox, Seen, Stored
 
+PATIENCE = timedelta(seconds=2)  # senders wait for a few seconds at most
 LARGEST = 500  # arrivals in one statement
 LONGEST_QUEUE = 10_000  # arrivals that may wait, and
 HEAVIEST_QUEUE = 16 * 1024 * 1024  # bytes of what is kept of them; beyond either the door says 503 before memory grows
@@ -26,8 +27,7 @@ Party = tuple[str, str | None]
 """A source, and the facility of its event."""
 
 
-@dataclass(frozen=True, slots=True)
-class Waiting:
+class Waiting(NamedTuple):
     arrival: Arrival
     answer: asyncio.Future[Stored | Seen]
 
@@ -59,22 +59,30 @@ class IntakeBatch:
         self._writing: set[asyncio.Task[None]] = set()
 
     async def add(self, arrival: Arrival) -> Stored | Seen:
-        """Durable when it returns; raises Unavailable when that is not known."""
+        """Durable when it returns; raises Unavailable when that is not known in time.
+
+        What becomes durable after the sender was told to try again is recognised then.
+        """
         if len(self._waiting) >= LONGEST_QUEUE or self._weight >= HEAVIEST_QUEUE:
             raise Unavailable("too many requests wait for the database")
         party = party_of(arrival)
         if self._places[party] >= LONGEST_QUEUE // BIGGEST_PART:
             raise Unavailable("too many requests of one party wait for the database")
         self._places[party] += 1
-        answer: asyncio.Future[Stored | Seen] = asyncio.get_running_loop().create_future()
-        self._waiting.append(Waiting(arrival, answer))
+        loop = asyncio.get_running_loop()
+        waiting = Waiting(arrival, loop.create_future())
+        self._waiting.append(waiting)
         self._weight += len(arrival.data)
         if self._free:
             self._free -= 1
             task = asyncio.create_task(self._write())
             self._writing.add(task)
             task.add_done_callback(self._writing.discard)
-        return await answer
+        late = loop.call_later(PATIENCE.total_seconds(), _fail, waiting, Unavailable("it was not stored in time"))
+        try:
+            return await waiting.answer
+        finally:
+            late.cancel()
 
     async def close(self) -> None:
         """Whatever waits is written first; but on a Postgres that does not answer, nobody waits for it any more."""

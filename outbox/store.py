@@ -57,6 +57,8 @@ class Destination:
         lane): a flood of one party does not stand in the way of another's.
         """
         if not ordered or subject is None:
+            if len(self.lanes) == 1:
+                return self.lanes[0], None
             return self.lanes[(event.int if party is None else party) % len(self.lanes)], None
         key = order_key(subject)
         return self.lanes[key % self.shards], key
@@ -70,9 +72,8 @@ def order_key(subject: str) -> int:
     return int.from_bytes(blake2b(subject.encode(), digest_size=8).digest(), "big", signed=True)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Debt:
-    """One delivery that an event owes from the start."""
+class Debt(msgspec.Struct, frozen=True, kw_only=True):
+    """One delivery that an event owes from the start.  (A Struct, as others here of which each event has one.)"""
 
     lane: int
     destination: int
@@ -80,8 +81,7 @@ class Debt:
     give_up: timedelta | None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Arrival:
+class Arrival(msgspec.Struct, frozen=True, kw_only=True):
     """An event at the door, with all that is written of it in one statement."""
 
     event: Event
@@ -91,16 +91,14 @@ class Arrival:
     debts: tuple[Debt, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Stored:
+class Stored(msgspec.Struct, frozen=True):
     """It is new, and durable."""
 
     event: UUID
     due_at: datetime | None  # of its deliveries; None where it owes none
 
 
-@dataclass(frozen=True, slots=True)
-class Seen:
+class Seen(msgspec.Struct, frozen=True):
     """It was there: this is the first one, and the digest of the body that it came with."""
 
     event: UUID

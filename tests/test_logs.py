@@ -77,7 +77,7 @@ def test_what_is_no_fact_is_told_by_its_type_alone() -> None:
 
     with written() as text:
         log.info(
-            LogEvent.EVENT_ACCEPTED,
+            LogEvent.EVENT_UNROUTED,
             payload={"patient": CANARY},
             body=CANARY.encode(),
             decoded=Payload(CANARY),
@@ -93,7 +93,7 @@ def test_what_is_no_fact_is_told_by_its_type_alone() -> None:
 def test_a_fact_cannot_forge_a_second_line(form: str) -> None:
     with written(form=form) as text:
         log.info(
-            LogEvent.REQUEST_REFUSED, source="odoo\n2026-01-01T00:00:00Z info event.accepted\x1b[2K\x85", at="x" * 9_999
+            LogEvent.REQUEST_REFUSED, source="odoo\n2026-01-01T00:00:00Z info event.unrouted\x1b[2K\x85", at="x" * 9_999
         )
     assert len(text().splitlines()) == 1
     assert len(text()) < 500
@@ -268,7 +268,7 @@ def test_standard_output_that_nobody_reads_holds_nobody_up_and_its_lines_are_cou
         logs = configure("json", to=stream, dropped=dropped.append)
         began = time.monotonic()
         for number in range(3 * QUEUE):
-            log.info(LogEvent.EVENT_ACCEPTED, number=number)
+            log.info(LogEvent.EVENT_UNROUTED, number=number)
         assert time.monotonic() - began < 10
         read: list[bytes] = []
         drain = threading.Thread(target=lambda: read.extend(iter(lambda: os.read(reading, 65_536), b"")))
@@ -278,7 +278,7 @@ def test_standard_output_that_nobody_reads_holds_nobody_up_and_its_lines_are_cou
     drain.join()
     os.close(reading)
     lines = [json.loads(line) for line in b"".join(read).splitlines()]
-    accepted = [line for line in lines if line["event"] == "event.accepted"]
+    accepted = [line for line in lines if line["event"] == "event.unrouted"]
     assert sum(dropped) >= QUEUE
     assert len(accepted) + sum(dropped) == 3 * QUEUE
     assert any(line["event"] == "log.lines_dropped" for line in lines)
@@ -349,7 +349,7 @@ from observability.logs import configure
 from observability.names import LogEvent
 with configure("json"):
     for number in range(20_000):
-        structlog.get_logger().info(LogEvent.EVENT_ACCEPTED, number=number)
+        structlog.get_logger().info(LogEvent.EVENT_UNROUTED, number=number)
 """
 
 

@@ -4,14 +4,13 @@ import asyncio
 import random
 import secrets
 from collections.abc import AsyncIterator
-from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from itertools import islice
 from uuid import UUID, uuid4
 
 import pytest
 import pytest_asyncio
-from msgspec.structs import replace as changed
+from msgspec.structs import replace
 
 from dead_letter.letters import DeadLetters, Select
 from outbox.database import Unavailable
@@ -322,7 +321,7 @@ async def test_one_event_that_cannot_be_stored_fails_alone(house: House) -> None
         house.arrival("supplier", subject=noise),
     ]
     outside = house.arrival("supplier")
-    guilty.append(replace(outside, event=changed(outside.event, id=UUID(int=outside.event.id.int + (1 << 124)))))
+    guilty.append(replace(outside, event=replace(outside.event, id=UUID(int=outside.event.id.int + (1 << 124)))))
     innocent = [house.arrival("supplier") for _ in range(5)]
     batch = batching(house, connections=1)
     answers = await asyncio.gather(*(batch.add(a) for a in [*guilty, *innocent]), return_exceptions=True)

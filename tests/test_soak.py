@@ -8,12 +8,13 @@ import random
 from collections import defaultdict
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import timedelta
 from uuid import UUID
 
 import pytest
 import pytest_asyncio
+from msgspec.structs import replace
 
 from outbox.destinations import Destinations
 from outbox.event import Blocked, Delivered, Delivery, Duplicate, Outcome, Pending, Retry, Unknown

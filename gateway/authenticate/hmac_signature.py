@@ -16,7 +16,7 @@ class HmacScheme:
         named = {"signature": source.header, "timestamp": source.timestamp, "id": source.id}
         self._headers = {name: header for name, header in named.items() if header is not None}
         self._tolerance = source.tolerance or timedelta()
-        self._keys = TimedKeys(source.secrets, lambda secret: secret.bytes)
+        self._keys = TimedKeys(source.secrets, lambda secret: hmac.new(secret.bytes, digestmod=self._algorithm))
         self._literals, self._names = _parts_of(source.signed)
 
     async def authenticate(self, presented: Presented) -> Caller | Unauthorized:
@@ -42,8 +42,10 @@ class HmacScheme:
         if self._encoding == "hex":
             given = given.lower()
         verified: int | None = None
-        for place, key in keys:  # all of them, whatever matched before: how long it takes says nothing
-            expected = self._encoded(hmac.digest(key, message, self._algorithm))
+        for place, keyed in keys:  # all of them, whatever matched before: how long it takes says nothing
+            mac = keyed.copy()
+            mac.update(message)
+            expected = self._encoded(mac.digest())
             if hmac.compare_digest(expected, given) and verified is None:
                 verified = place
         if verified is None:

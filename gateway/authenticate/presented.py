@@ -7,6 +7,7 @@ from enum import StrEnum
 from ipaddress import IPv4Address, IPv6Address
 from typing import Protocol
 
+import msgspec
 from multidict import CIMultiDictProxy
 
 
@@ -31,9 +32,8 @@ class Reason(StrEnum):
     WRONG_BODY = "wrong_body"
 
 
-@dataclass(frozen=True, slots=True)
-class Caller:
-    """The sender is who the source says."""
+class Caller(msgspec.Struct, frozen=True):
+    """The sender is who the source says.  (A Struct, as what is presented: one is made for every post.)"""
 
     signed_id: str | None  # the id of the message, if the proof covers it
     secret: int  # the place of the secret that verified, so that people see when an old one falls silent
@@ -47,8 +47,7 @@ class Unauthorized:
     undecided: bool = False  # by a fault of ours it could not be told: the sender should try again, not give up
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Presented:
+class Presented(msgspec.Struct, frozen=True, kw_only=True):
     """A request as far as it can prove anything.  `repr` shows nothing of it."""
 
     headers: CIMultiDictProxy[str]
@@ -78,10 +77,10 @@ class Presented:
         """Why a timestamp does not count: tolerance has two sides, and a timestamp is digits and nothing else."""
         if not _TIMESTAMP.fullmatch(timestamp):
             return Unauthorized(Reason.MALFORMED_TIMESTAMP)
-        age = self.at - int(timestamp)
-        if age > tolerance.total_seconds():
+        age, most = self.at - int(timestamp), tolerance.total_seconds()
+        if age > most:
             return Unauthorized(Reason.TOO_OLD)
-        if -age > tolerance.total_seconds():
+        if -age > most:
             return Unauthorized(Reason.TOO_NEW)
         return None
 

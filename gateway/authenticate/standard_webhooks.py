@@ -7,8 +7,7 @@ what they sign is accepted.
 import base64
 import hmac
 
-from connectors.settings import Secret
-from connectors.standard_webhooks import mac
+from connectors.standard_webhooks import Mac
 from gateway.authenticate.presented import Caller, Presented, Reason, Unauthorized, is_id
 from gateway.authenticate.timed_keys import TimedKeys
 from gateway.config_sections import StandardWebhooks
@@ -16,7 +15,7 @@ from gateway.config_sections import StandardWebhooks
 
 class StandardWebhooksScheme:
     def __init__(self, source: StandardWebhooks) -> None:
-        self._keys = TimedKeys(source.secrets, Secret.signing_key)
+        self._keys = TimedKeys(source.secrets, lambda secret: Mac(secret.signing_key()))
         self._tolerance = source.tolerance
 
     async def authenticate(self, presented: Presented) -> Caller | Unauthorized:
@@ -36,8 +35,8 @@ class StandardWebhooksScheme:
             return Unauthorized(Reason.NO_ACTIVE_SECRET)
         given = [signature.encode() for signature in signatures.split(" ") if signature.startswith("v1,")][:_MOST]
         verified: int | None = None
-        for place, key in keys:  # all of them, whatever matched before: how long it takes says nothing
-            expected = b"v1," + base64.b64encode(mac(key, message_id, timestamp, presented.body))
+        for place, mac in keys:  # all of them, whatever matched before: how long it takes says nothing
+            expected = b"v1," + base64.b64encode(mac.of(message_id, timestamp, presented.body))
             for signature in given:
                 if hmac.compare_digest(expected, signature) and verified is None:
                     verified = place
