@@ -1,7 +1,7 @@
 """Group commit: requests that arrive together share one transaction, and each waits for it.
 
-A batch leaves the moment a connection is free, never on a timer: alone, a request waits for nobody; in a crowd,
-those that came while the last batch was being written are the next one.
+A batch leaves the moment the one before it is written, never on a timer: alone, a request waits for nobody; in a crowd,
+those that came while the last batch was being written are the next one.  Only past one that is slow another goes at once.
 """
 
 import asyncio
@@ -15,6 +15,7 @@ from outbox.database import Unavailable
 from outbox.ending import end
 from outbox.store import Arrival, Buckets, Outbox, Seen, Stored
 
+SLOW = timedelta(milliseconds=50)  # after that the batch under way is not waited for: another connection takes the next
 PATIENCE = timedelta(seconds=2)  # senders wait for a few seconds at most
 LARGEST = 500  # arrivals in one statement
 LONGEST_QUEUE = 10_000  # arrivals that may wait, and
@@ -52,7 +53,7 @@ class IntakeBatch:
         self._buckets = buckets
         self._wake = wake
         self._sizes = sizes
-        self._free = connections
+        self._connections = self._free = connections
         self._waiting: list[Waiting] = []
         self._weight = 0  # of what waits, in bytes
         self._places: Counter[Party] = Counter()  # that each party takes up in the queue
@@ -73,11 +74,8 @@ class IntakeBatch:
         waiting = Waiting(arrival, loop.create_future())
         self._waiting.append(waiting)
         self._weight += len(arrival.data)
-        if self._free:
-            self._free -= 1
-            task = asyncio.create_task(self._write())
-            self._writing.add(task)
-            task.add_done_callback(self._writing.discard)
+        if self._free == self._connections:
+            self._begin()
         late = loop.call_later(PATIENCE.total_seconds(), _fail, waiting, Unavailable("it was not stored in time"))
         try:
             return await waiting.answer
@@ -90,6 +88,14 @@ class IntakeBatch:
             await asyncio.wait(self._writing, timeout=LAST_WAIT.total_seconds())
         await end(*self._writing)
 
+    def _begin(self) -> None:
+        """Have somebody write what waits, if there is a connection for it."""
+        if self._free and self._waiting:
+            self._free -= 1
+            task = asyncio.create_task(self._write())
+            self._writing.add(task)
+            task.add_done_callback(self._writing.discard)
+
     async def _write(self) -> None:
         try:
             while batch := self._next():
@@ -99,11 +105,14 @@ class IntakeBatch:
             self._free += 1
 
     async def _write_down(self, batch: list[Waiting]) -> None:
+        slow = asyncio.get_running_loop().call_later(SLOW.total_seconds(), self._begin)
         try:
             await self._store(batch)
         except Exception as error:  # noqa: BLE001  whatever it is, each of the batch must hear it
             for waiting in batch:
                 _fail(waiting, error)
+        finally:
+            slow.cancel()
 
     def _next(self) -> list[Waiting]:
         """Those whose sender still waits: who was told to come back brings it again."""

@@ -8,12 +8,13 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import timedelta
 from http.client import HTTPException
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
+import msgspec
 import pytest
 
 from outbox.database import Database, Unavailable
@@ -183,7 +184,7 @@ async def test_what_only_the_primary_has_is_not_acknowledged_to_a_sender_that_as
         async with house_on(pair.dsn) as house:
             outbox = Outbox(intake=database, dispatch=database)
             first, again = house.arrival(), house.arrival()
-            again = replace(first, event=again.event)
+            again = msgspec.structs.replace(first, event=again.event)
             pair.standby.stop()
             with pytest.raises(Unavailable):
                 await outbox.add([first], house.buckets())

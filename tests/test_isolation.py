@@ -3,7 +3,6 @@
 import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator
-from dataclasses import replace
 from pathlib import Path
 
 import msgspec
@@ -35,7 +34,7 @@ def arrival(house: House, facility: str | None, *to: str, source: str = "shop", 
     for name in to:
         lane, key = house.destinations[name].place(event.id, event.subject, ordered=False, party=party)
         debts.append(Debt(lane=lane, destination=house.destinations[name].id, key=key, give_up=None))
-    return replace(made, event=event, debts=tuple(debts))
+    return msgspec.structs.replace(made, event=event, debts=tuple(debts))
 
 
 # ── at the door ──────────────────────────────────────────────────────────────────────────────────────
