@@ -28,6 +28,7 @@ from observability.failpoints import failpoint
 from observability.metrics import DestinationMetrics, Metrics
 from observability.names import LogEvent, SpanName
 from observability.tracing import Tracing
+from outbox.careful import Trials
 from outbox.clock import DatabaseClock
 from outbox.database import Database, Unavailable
 from outbox.ending import end
@@ -37,7 +38,7 @@ from outbox.lanes import BEGINNING, OwnedLane
 from outbox.overdue import Overdue, Watched
 from outbox.presence import Presence
 from outbox.retry import DELIVERED, Decision, Schedule, Verdict, decide
-from outbox.store import WAKE, Lane, Outbox, Settled, Settlement, Taken, delivery_of
+from outbox.store import WAKE, Lane, Outbox, Peer, Settled, Settlement, Taken, delivery_of
 from outbox.waking import lanes_in
 
 log = structlog.get_logger()
@@ -50,7 +51,8 @@ LONGEST_IDLE = timedelta(milliseconds=500)  # between polls
 WORTH_A_TIMER = timedelta(seconds=10)
 PUT_OFF = timedelta(minutes=1)  # a delivery whose outcome cannot be written
 FAILED_JUST_NOW = timedelta(seconds=5)
-TRUST = timedelta(seconds=5)  # so long the others have to draw their lines to a server that is new
+TRUST = timedelta(seconds=5)  # so long the others have to draw their lines to a server that is new, or cut off ours
+MISSED = timedelta(seconds=0.7)  # a dispatcher whose line is missing for so long was killed; else it is drawn again
 FAREWELL = timedelta(seconds=5)  # at the end, to settle what is done and hand over the rest
 KILLS = 3  # so many processes a delivery may take down before it is buried
 
@@ -106,12 +108,16 @@ class Dispatcher:
         self._lanes: dict[int, OwnedLane] = {}
         self._turns: dict[int, deque[OwnedLane]] = {}  # by destination: lanes that have something to deliver
         self._attempts: set[asyncio.Task[None]] = set()
+        self._trials = Trials()
         self._overdue = Overdue()
         self._done: list[Settlement] = []
         self._timers: list[tuple[float, int]] = []  # (monotonic, lane): something may be due there
         self._failed_at = float("-inf")  # a loop, by a bug
         self._left = database.left
         self._trusting_until = float("-inf")  # on the monotonic clock: whose line is not seen may be drawing it
+        self._missing: dict[
+            int, float
+        ] = {}  # since when, on the monotonic clock: their lease runs, but no line is seen
         self._polled_at = 0.0  # when all lanes were looked at, on the monotonic clock
         self._work = asyncio.Event()
         self._to_settle = asyncio.Event()
@@ -228,7 +234,7 @@ class Dispatcher:
             dispatcher=number,
             woken=self._heard,
             destinations_changed=self._heard_of_destinations,
-            lost=lambda reason: self._metrics.presence_lost.labels(reason).inc(),
+            lost=self._line_lost,
         )
         await presence.open()
         self._number, self._presence = number, presence
@@ -236,7 +242,7 @@ class Dispatcher:
     async def _beat(self) -> None:
         away = False
         while True:
-            await asyncio.sleep(BEAT.total_seconds())
+            await asyncio.sleep((MISSED if self._missing else BEAT).total_seconds())
             try:
                 await self._beat_once()
                 await self._sweep()
@@ -252,8 +258,8 @@ class Dispatcher:
     async def _beat_once(self) -> None:
         failpoint("dispatch.beat")
         asked = time.monotonic()
-        living = await self._outbox.beat(self._number, self._lease, leaving=self._stopping, knows=self._targets)
-        if living is None:  # it slept so long that it was struck off
+        peers = await self._outbox.beat(self._number, self._lease, leaving=self._stopping, knows=self._targets)
+        if peers is None:  # it slept so long that it was struck off
             await self._introduce()
             self._lose(lane.lane for lane in list(self._lanes.values()))
             return
@@ -269,8 +275,10 @@ class Dispatcher:
         )
         for lane in standing.values():  # leased by a statement whose answer was lost
             if lane.number not in self._lanes:
-                self._take_over([lane])
-        await self._share(living)
+                await self._take_over([lane])
+        gone = self._known_to_be_gone(peers)
+        living = {peer.number: peer.knows for peer in peers if not peer.leaving and peer.number not in gone}
+        await self._share(living, gone)
         for own in list(self._lanes.values()):
             if own.leaving and own.idle:
                 await self._outbox.give_back([own.lane])
@@ -280,7 +288,17 @@ class Dispatcher:
             self._gates[number].scale(owned / target.lanes)
         self._metrics.lanes_owned.set(len(self._lanes))
 
-    async def _share(self, living: Mapping[int, Collection[int]]) -> None:
+    def _known_to_be_gone(self, peers: Iterable[Peer]) -> set[int]:
+        """Those whose line is missing for some time.
+
+        Postgres lets it go the moment a process is killed, and also when only the connection is cut or Postgres itself
+        is started again: then it is soon there again.
+        """
+        now = time.monotonic()
+        self._missing = {peer.number: self._missing.get(peer.number, now) for peer in peers if not peer.present}
+        return {number for number, since in self._missing.items() if now - since >= MISSED.total_seconds()}
+
+    async def _share(self, living: Mapping[int, Collection[int]], gone: Collection[int]) -> None:
         """As many lanes as the others: all of them over those who live and know their destination, the rest by rank.
 
         Configurations may differ for a while.  Destinations that the same ones know are shared among these, so that
@@ -294,9 +312,9 @@ class Dispatcher:
             if own.lane.destination not in self._targets:
                 self._leave(own)
         for knowing, targets in together.items():
-            await self._share_among(knowing, targets)
+            await self._share_among(knowing, targets, gone)
 
-    async def _share_among(self, knowing: Sequence[int], targets: Sequence[Target]) -> None:
+    async def _share_among(self, knowing: Sequence[int], targets: Sequence[Target], gone: Collection[int]) -> None:
         destinations = [target.number for target in targets]
         total = sum(target.lanes for target in targets)
         share = total // len(knowing) + (knowing.index(self._number) < total % len(knowing))
@@ -305,18 +323,25 @@ class Dispatcher:
             self._leave(own)
         if len(staying) < share and not self._stopping and time.monotonic() > self._trusting_until:
             failpoint("dispatch.before_lease")
-            lanes = await self._outbox.lease(self._number, destinations, share - len(staying))
+            lanes = await self._outbox.lease(self._number, destinations, share - len(staying), gone=gone)
             failpoint("dispatch.leased")
-            self._take_over(lanes)
+            await self._take_over(lanes)
 
     def _leave(self, own: OwnedLane) -> None:
         own.leaving = True
         own.empty()
 
-    def _take_over(self, lanes: Sequence[Lane]) -> None:
+    async def _take_over(self, lanes: Sequence[Lane]) -> None:
+        vanished = [lane.number for lane in lanes if lane.vanished]
+        marked = await self._outbox.marked(vanished) if vanished else {}
         for lane in lanes:
             target = self._targets.get(lane.destination)  # None: a reload came in between; it is given back
-            own = OwnedLane(lane, careful=target.concurrency if target else 1, lanes=target.lanes if target else 1)
+            own = OwnedLane(
+                lane,
+                careful=target.concurrency if target else 1,
+                lanes=target.lanes if target else 1,
+                marked=marked.get(lane.number, ()),
+            )
             own.leaving = target is None
             self._lanes[lane.number] = own
             self._metrics.takeovers.labels(careful=str(lane.vanished).lower()).inc()
@@ -346,6 +371,11 @@ class Dispatcher:
         for own in self._lanes.values():
             own.rewind(BEGINNING)
         self._work.set()
+
+    def _line_lost(self, reason: str) -> None:
+        """What cut off our line may have cut off the others': for a moment nobody's lanes are taken."""
+        self._trusting_until = time.monotonic() + TRUST.total_seconds()
+        self._metrics.presence_lost.labels(reason).inc()
 
     def _lose(self, lanes: Iterable[Lane]) -> None:
         for lane in lanes:
@@ -513,16 +543,23 @@ class Dispatcher:
         while turns:
             own = turns.popleft()
             ours = self._lanes.get(own.lane.number) is own and not own.leaving
-            if ours and own.buffer and not (own.careful and own.in_flight):
+            if ours and own.buffer and (not own.careful or self._may_be_tried(own)):
                 turns.append(own)
                 return own
         return None
+
+    def _may_be_tried(self, own: OwnedLane) -> bool:
+        """In careful mode: one of a lane at a time, and of all lanes where one is marked."""
+        return not own.in_flight and self._trials.may_begin(own.buffer[0], own.marked)
 
     def _begun(self, own: OwnedLane, gate: Gate) -> Taken:
         own.in_flight += 1
         own.started_at = time.monotonic()
         gate.started()
-        return own.buffer.popleft()
+        taken = own.buffer.popleft()
+        if own.careful:
+            self._trials.begin(taken, own.marked)
+        return taken
 
     async def _work_off(self, own: OwnedLane, taken: Taken, target: Target, gate: Gate) -> None:
         """An attempt, and then the next one of the destination, as long as there are some and its gate lets them through.
@@ -540,7 +577,7 @@ class Dispatcher:
         """One try, from the lane to the settle; nothing that goes wrong in it is lost.  How many more may start now."""
         settlement: Settlement | None = None
         outcome: Outcome | None = None
-        careful = own.careful > 0
+        careful = taken in self._trials
         try:
             if careful and await self._outbox.suspect(taken) >= KILLS:
                 settlement = self._buried(own, taken, target)
@@ -560,10 +597,18 @@ class Dispatcher:
                 self._done.append(settlement)
             ended = settlement.at + settlement.took if settlement is not None else self._clock.now()
             room = self._ended(gate, target, outcome, ended)
-            if careful:  # whatever came of it, this process lives to tell
-                with suppress(Unavailable):
-                    await self._outbox.clear(taken)
+            if careful:
+                await self._lived_to_tell(taken)
         return room
+
+    async def _lived_to_tell(self, taken: Taken) -> None:
+        """Whatever came of it, it killed nobody; the next suspect may be tried."""
+        try:
+            with suppress(Unavailable):
+                await self._outbox.clear(taken)
+        finally:
+            self._trials.end(taken)
+            self._work.set()
 
     async def _tried(
         self, own: OwnedLane, taken: Taken, target: Target, watched: Watched

@@ -2,7 +2,7 @@
 
 import heapq
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from datetime import UTC, datetime, timedelta
 from itertools import islice
 from uuid import UUID
@@ -24,10 +24,14 @@ class OwnedLane:
     looked for by itself (`to_open`), before any other of its deliveries can be read in the ordinary way.
     """
 
-    def __init__(self, lane: Lane, *, careful: int, lanes: int = 1) -> None:
-        """`lanes` share the destination's buffer; `careful` is how many the owner before can have had in flight."""
+    def __init__(self, lane: Lane, *, careful: int, lanes: int = 1, marked: Collection[UUID] = ()) -> None:
+        """`lanes` share the destination's buffer; `careful` is how many the owner before can have had in flight.
+
+        `marked` are those of them that an owner before was trying with care when it died.
+        """
         self.lane = lane
         self.careful = careful if lane.vanished else 0  # this many, one at a time, each with a marker first
+        self.marked = marked
         self.leaving = False
         self.in_flight = 0
         self.started_at = 0.0  # the latest attempt, on the monotonic clock: lanes take turns

@@ -119,6 +119,16 @@ class Buckets:
 
 
 @dataclass(frozen=True, slots=True)
+class Peer:
+    """A dispatcher whose lease runs, with the destinations that it knows."""
+
+    number: int
+    present: bool  # it holds its advisory lock; else it was killed, or its line is being drawn again
+    leaving: bool
+    knows: frozenset[int]
+
+
+@dataclass(frozen=True, slots=True)
 class Lane:
     """A lane that a dispatcher leased; the epoch is its fence."""
 
@@ -360,14 +370,10 @@ class Outbox:
 
     async def beat(
         self, dispatcher: int, lease: timedelta, *, leaving: bool = False, knows: Collection[int] = ()
-    ) -> dict[int, frozenset[int]] | None:
-        """Renew the lease, and say which destinations this one `knows`; those that live and stay, with what they know.
+    ) -> list[Peer] | None:
+        """Renew the lease, and say which destinations this one `knows`; the others whose lease runs.
 
         None: ours was struck off, register again.
-
-        One lives whose lease runs and whose process still holds its advisory lock: one that was killed is known
-        at once, and the lease is for the one that hangs.  One that is leaving keeps its lanes until it gives them
-        back, and the others share them from now on.
         """
         rows = await self._dispatch.fetch(
             """
@@ -375,22 +381,30 @@ class Outbox:
                 UPDATE dispatchers
                    SET lease_until = clock_timestamp() + $2, leaving = $3, destinations = $4
                  WHERE id = $1
-                RETURNING id, destinations
+                RETURNING id
             ), struck AS (
                 DELETE FROM dispatchers
                  WHERE lease_until < clock_timestamp() - interval '1 minute'
                    AND id <> $1
+            ), present AS MATERIALIZED (
+                SELECT id FROM present_dispatchers
             )
-            SELECT id, destinations FROM mine
-             UNION ALL
-            SELECT id, destinations FROM living_dispatchers WHERE NOT leaving AND id <> $1 AND EXISTS (SELECT FROM mine)
+            SELECT d.id, d.id IN (SELECT id FROM present) AS present, d.leaving, d.destinations
+              FROM mine
+              LEFT JOIN dispatchers AS d ON d.id <> mine.id AND d.lease_until > clock_timestamp()
             """,
             dispatcher,
             lease,
             leaving,
             sorted(knows),
         )
-        return {row["id"]: frozenset(row["destinations"]) for row in rows} or None
+        if not rows:
+            return None
+        return [
+            Peer(row["id"], row["present"], row["leaving"], frozenset(row["destinations"]))
+            for row in rows
+            if row["id"] is not None
+        ]
 
     async def sees(self, dispatcher: int) -> bool:
         """Whether the server that we write to knows the line of this dispatcher: else that leads to another server."""
@@ -399,15 +413,26 @@ class Outbox:
         )
         return seen
 
-    async def lease(self, dispatcher: int, destinations: Sequence[int], most: int) -> list[Lane]:
-        """Take over lanes that nobody owns who lives, `most` of them; each gets a new epoch."""
+    async def lease(
+        self, dispatcher: int, destinations: Sequence[int], most: int, *, gone: Collection[int] = ()
+    ) -> list[Lane]:
+        """Take over lanes that nobody owns who lives, `most` of them; each gets a new epoch.
+
+        An owner whose lease runs lives, unless it is one of those that are known to be `gone` and its advisory lock is
+        still free: that is also free for a moment when Postgres was started again, or only the connection was cut.
+        """
         rows = await self._dispatch.fetch(
             """
             WITH free AS MATERIALIZED (
                 SELECT lane, owner
                   FROM lanes
                  WHERE destination = ANY ($2::smallint[])
-                   AND (owner IS NULL OR owner <> $1 AND owner NOT IN (SELECT id FROM living_dispatchers))
+                   AND (   owner IS NULL
+                        OR owner <> $1
+                       AND owner NOT IN (SELECT id
+                                           FROM dispatchers
+                                          WHERE lease_until > clock_timestamp()
+                                            AND (id <> ALL ($4::int[]) OR id IN (SELECT id FROM present_dispatchers))))
                  ORDER BY lane
                  LIMIT $3
                    FOR UPDATE SKIP LOCKED
@@ -422,6 +447,7 @@ class Outbox:
             dispatcher,
             list(destinations),
             most,
+            list(gone),
         )
         return [Lane(row["lane"], row["destination"], row["epoch"], row["vanished"]) for row in rows]
 
@@ -686,6 +712,13 @@ class Outbox:
         return {(row["lane"], row["event_id"]): row["place"] for row in rows}
 
     # ── careful mode ─────────────────────────────────────────────────────────────────────────────
+
+    async def marked(self, lanes: Sequence[int]) -> dict[int, set[UUID]]:
+        """By lane, those that were about to be tried, and nobody lived to tell."""
+        marked: dict[int, set[UUID]] = {lane: set() for lane in lanes}
+        for row in await self._dispatch.fetch("SELECT lane, event_id FROM suspects WHERE lane = ANY ($1)", lanes):
+            marked[row["lane"]].add(row["event_id"])
+        return marked
 
     async def suspect(self, taken: Taken) -> int:
         """Write down that this one is about to be tried; how often it was, and nobody lived to tell."""

@@ -251,7 +251,7 @@ async def test_deeds_and_dispatchers_that_come_and_go_at_once_lose_and_double_no
     await house.destination("old4", 4)
     before, after = Partner(), Partner()
     events: list = []
-    over = asyncio.Event()
+    over, all_accepted = asyncio.Event(), asyncio.Event()
 
     async def with_the_old_file() -> None:
         while not over.is_set():
@@ -261,7 +261,7 @@ async def test_deeds_and_dispatchers_that_come_and_go_at_once_lose_and_double_no
 
     async def person() -> int:
         taken = 0
-        while not (over.is_set() and await house.is_drained()):
+        while not (all_accepted.is_set() and await house.is_drained()):
             with suppress(CannotMoveError):
                 taken += (await left.reassign("old4", home(), reason="r", actor="anna")).count
             await asyncio.sleep(0.01)
@@ -282,6 +282,7 @@ async def test_deeds_and_dispatchers_that_come_and_go_at_once_lose_and_double_no
         over.set()
         await coming
         await accepted()
+        all_accepted.set()
         async with asyncio.timeout(60):
             taken = await reassigning
     assert sorted(d.event.id for d in (*before.asked, *after.asked)) == sorted(events)

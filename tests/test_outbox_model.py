@@ -273,6 +273,8 @@ class Hand:
         await self.beat()
 
     async def beat(self) -> None:
+        """Who was killed is missed for long enough by then."""
+        self.dispatcher._missing = dict.fromkeys((gone.number for gone in self._fleet.gone), float("-inf"))
         await self.dispatcher._beat_once()
         self.asleep = False
 

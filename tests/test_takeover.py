@@ -1,6 +1,7 @@
 """Who delivers what, when there are several dispatchers, and when one of them is gone."""
 
 import asyncio
+import sys
 from collections.abc import AsyncIterator
 from datetime import timedelta
 
@@ -41,7 +42,8 @@ async def test_a_dispatcher_that_lost_its_lane_cannot_settle_what_its_successor_
     [sleeper] = await house.outbox.lease(one, [destination.id], 1)
     [taken] = await everything(house, sleeper)
     two = await house.outbox.register("two", LEASE)
-    [successor] = await house.outbox.lease(two, [destination.id], 1)  # nobody holds the lock of `one`: it does not live
+    assert not await house.outbox.lease(two, [destination.id], 1)  # nobody holds the lock of `one`: it may be back soon
+    [successor] = await house.outbox.lease(two, [destination.id], 1, gone=[one])
     assert successor.vanished
     late = await house.outbox.settle([settlement(house, sleeper, taken)])
     assert (late.done, (sleeper.number, sleeper.epoch) in late.standing) == ({}, False)
@@ -171,6 +173,44 @@ async def test_a_delivery_that_kills_its_dispatcher_is_buried_at_the_third_time(
         == "killed the dispatcher"
     )
     assert await house.count("suspects") == 0
+
+
+async def test_only_the_delivery_that_kills_is_buried_whatever_was_in_flight_beside_it(house: House) -> None:
+    """It kills real processes, and with them what other lanes have under way, in careful mode, too."""
+    names = [f"shop-{n}" for n in range(4)]
+    for name in names:
+        await house.destination(name)
+    innocents = [await house.accept(name) for name in names[1:] for _ in range(2)]
+    poison = await house.accept(names[0])
+    command = ["-m", "tests.killed", house.dsn, str(poison), "4", *names]
+    out, log = asyncio.subprocess.PIPE, asyncio.subprocess.DEVNULL
+    lives = await asyncio.create_subprocess_exec(sys.executable, *command, stdout=out, stderr=log)
+    told, _ = await lives.communicate()
+    assert told.split() == [b"137"] * 3 + [b"0"]
+    buried = await house.intake.fetch("SELECT event_id, reason FROM dead_letters")
+    assert [tuple(row) for row in buried] == [(poison, "killed the dispatcher")]
+    delivered = await house.intake.fetch("SELECT event_id FROM attempts WHERE outcome = 0")
+    assert sorted(row["event_id"] for row in delivered) == innocents
+    assert await house.count("suspects") == 0
+
+
+async def test_lanes_stay_where_they_are_when_only_the_lines_of_their_owners_are_cut(house: House) -> None:
+    """As when Postgres is started again: for a moment nobody is seen to live, and everybody does."""
+    await house.destination("supplier", shards=4)
+    owners = "SELECT lane, owner, epoch FROM lanes ORDER BY lane"
+    async with (
+        house.dispatching(house.target("supplier", Partner())) as one,
+        house.dispatching(house.target("supplier", Partner())) as two,
+    ):
+        await until(lambda: one._lanes and two._lanes)
+        before = await house.intake.fetch(owners)
+        for _ in range(2):
+            await house.intake.execute(
+                "SELECT pg_terminate_backend(pid) FROM pg_locks WHERE locktype = 'advisory' AND classid = $1", ALIVE
+            )
+            await asyncio.sleep(1.5)
+        assert await house.intake.fetch(owners) == before
+        assert await house.intake.fetchval("SELECT count(*) FROM living_dispatchers") == 2
 
 
 async def test_a_hold_keeps_its_deliveries_and_a_release_lets_them_go(house: House) -> None:
