@@ -123,6 +123,8 @@ class Partner:
     async def take(self, request: web.Request) -> web.StreamResponse:
         body = await request.read()
         event = json.loads(body)
+        if "id" not in event["data"]:  # owed past the door: it is no order, and not noted
+            return web.Response(status=self._mood.status)
         n, key = int(event["data"]["id"]), request.headers["idempotency-key"]
         mood = self._mood_for(n)
         takes = 200 <= mood.status < 300

@@ -14,11 +14,17 @@ AT_ONCE = 1_000
 
 
 class LineWriter:
-    """A bounded queue and the thread that writes what is in it; what finds no place is dropped and counted."""
+    """A bounded queue and the thread that writes what is in it; what finds no place is dropped and counted.
 
-    def __init__(self, stream: TextIO, *, dropped: Callable[[int], object]) -> None:
+    `dropped` counts them as they are lost; `missed` hears of them when there is room again to tell it.
+    """
+
+    def __init__(
+        self, stream: TextIO, *, dropped: Callable[[int], object], missed: Callable[[int], object] = lambda _: None
+    ) -> None:
         self._stream = stream
         self._dropped = dropped
+        self._tell_missed = missed
         self._missed = 0
         self._queue: SimpleQueue[str | None] = SimpleQueue()
         self._thread = threading.Thread(target=self._work, name="log writer", daemon=True)
@@ -29,6 +35,7 @@ class LineWriter:
             self._queue.put(line)
         else:
             self._missed += 1
+            self._dropped(1)
 
     def close(self, within: timedelta) -> None:
         self._queue.put(None)
@@ -40,8 +47,10 @@ class LineWriter:
             lines, goes_on = self._next()
             lost = 0 if self._put(lines) else len(lines)
             missed, self._missed = self._missed, 0
+            if lost:
+                self._dropped(lost)
             if lost or missed:
-                self._dropped(lost + missed)
+                self._tell_missed(lost + missed)
 
     def _next(self) -> tuple[list[str], bool]:
         """Wait for a line, and take what has come with it."""

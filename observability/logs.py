@@ -64,8 +64,7 @@ class Logs:
     """The process's log while it works: this takes every way out that a line, a warning or an exception has."""
 
     def __init__(self, form: Form, *, level: Level, to: TextIO, dropped: Callable[[int], object]) -> None:
-        self._writer = LineWriter(to, dropped=self._dropped)
-        self._tell_dropped = dropped
+        self._writer = LineWriter(to, dropped=dropped, missed=tell_missed)
         self._structlog_before = structlog.get_config()
         render = _as_json if form == "json" else _for_people
         structlog.configure(
@@ -113,9 +112,9 @@ class Logs:
     ) -> None:
         self.close()
 
-    def _dropped(self, lines: int) -> None:
-        self._tell_dropped(lines)
-        log_sparingly(LogEvent.LOG_LINES_DROPPED, lines=lines)
+
+def tell_missed(lines: int) -> None:
+    log_sparingly(LogEvent.LOG_LINES_DROPPED, lines=lines)
 
 
 class _Lines:

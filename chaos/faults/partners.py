@@ -175,17 +175,25 @@ async def gone(stage: Stage) -> None:
 
 @fault("33", "one partner dead for a while, the others well", Plan(rate=60))
 async def one_dead(stage: Stage) -> None:
+    """What the others need is compared with what they needed before: a machine that is busy is so all the time."""
+    before = await median_time_of_others(stage)
+
     async def meanwhile() -> None:
         await asyncio.sleep(12)
         tried = sum(r.partner == KEEPER and r.began > time.time() - 5 for r in stage.partners.receipts())
         stage.demand(tried < 60, f"its breaker is open: {tried} tries in 5 s")
-        took = [await stage.recovered(without={KEEPER}) for _ in range(5)]
-        stage.demand(stage.in_time(sorted(took)[2], 1), f"the others do not notice: {sorted(took)[2]:.2f} s")
-        stage.note = f"{tried} tries in 5 s; others in {sorted(took)[2]:.2f} s"
+        took = await median_time_of_others(stage)
+        stage.demand(took < max(1, 2 * before), f"the others do not notice: {before:.2f} → {took:.2f} s")
+        stage.note = f"{tried} tries in 5 s; others in {before:.2f} → {took:.2f} s"
 
     await while_it_feels(stage, Mood(status=503), meanwhile)
+    await stage.load.pause()  # until it has what it missed: a machine that others work on may take no more than this
     await stage.recovered()
     stage.demand(not await stage.dead_letters(), "none is given up")
+
+
+async def median_time_of_others(stage: Stage) -> float:
+    return sorted([await stage.recovered(without={KEEPER}) for _ in range(5)])[2]
 
 
 @fault("34", "it comes back and can take 20 a second", Plan(rate=10))

@@ -4,7 +4,6 @@ import asyncio
 import os
 import subprocess
 import sys
-from contextlib import suppress
 
 import asyncpg
 
@@ -73,21 +72,20 @@ async def die_while_stopping(stage: Stage) -> None:
 
 
 async def die_in_upkeep(stage: Stage, point: str) -> None:
-    """In a process of its own, on the same database, for in a service it would come by once an hour.
+    """In a process of its own, for in a service it would come by once an hour; and on a database of its own.
 
-    The services have that hour, too, and may have dropped what was laid out before this one comes: then it is laid out again.
+    A service there could drop what is laid out before this one comes.
     """
-    status = 0
-    for _ in range(3):
-        await lay_out_old_partitions(stage)
-        async with stage.disturb(point):
-            status = await in_its_own_process([sys.executable, "-m", "chaos.upkeep", stage.dsn], f"{point}=exit@1")
-        if status == 137:
-            break
+    name = await stage.postgres.create()
+    dsn = stage.postgres.dsn(name)
+    await lay_out_old_partitions(dsn)
+    command = [sys.executable, "-m", "chaos.upkeep", dsn]
+    async with stage.disturb(point):
+        status = await in_its_own_process(command, f"{point}=exit@1")
     stage.demand(status == 137, f"upkeep ended with {status} at {point}")
-    status = await in_its_own_process([sys.executable, "-m", "chaos.upkeep", stage.dsn], "")
+    status = await in_its_own_process(command, "")
     stage.demand(status == 0, f"upkeep that follows a death at {point} ended with {status}")
-    connection = await asyncpg.connect(stage.dsn)
+    connection = await asyncpg.connect(dsn)
     try:
         left = await connection.fetchval(
             "SELECT count(*) FROM pg_class WHERE relname LIKE 'events_202001%' AND relkind = 'r'"
@@ -95,22 +93,22 @@ async def die_in_upkeep(stage: Stage, point: str) -> None:
     finally:
         await connection.close()
     stage.demand(left == 0, f"{left} old partitions are still there")
+    await stage.postgres.drop(name)
 
 
-async def lay_out_old_partitions(stage: Stage) -> None:
+async def lay_out_old_partitions(dsn: str) -> None:
     """Their days are long over."""
-    connection = await asyncpg.connect(stage.dsn)
+    connection = await asyncpg.connect(dsn)
     try:
         for day in (1, 2):
-            with suppress(asyncpg.WrongObjectTypeError):  # it is laid out already
-                await connection.execute(
-                    f"""
-                    SET search_path = sluicegate;
-                    CREATE TABLE IF NOT EXISTS events_2020010{day} (LIKE events INCLUDING ALL);
-                    ALTER TABLE events ATTACH PARTITION events_2020010{day}
-                      FOR VALUES FROM (event_floor('2020-01-0{day} 00:00Z')) TO (event_floor('2020-01-0{day + 1} 00:00Z'))
-                    """
-                )
+            await connection.execute(
+                f"""
+                SET search_path = sluicegate;
+                CREATE TABLE events_2020010{day} (LIKE events INCLUDING ALL);
+                ALTER TABLE events ATTACH PARTITION events_2020010{day}
+                  FOR VALUES FROM (event_floor('2020-01-0{day} 00:00Z')) TO (event_floor('2020-01-0{day + 1} 00:00Z'))
+                """
+            )
     finally:
         await connection.close()
 
