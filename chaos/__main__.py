@@ -27,6 +27,7 @@ from pathlib import Path
 import structlog
 
 from chaos.faults import Fault, all_faults
+from chaos.pair import Pair
 from chaos.postgres import Postgres, small_file_system
 from chaos.stage import Plan, Played, Stage
 
@@ -110,7 +111,11 @@ async def play(fault: Fault, folder: Path, postgres: Postgres, seed: int, keep: 
 
 @asynccontextmanager
 async def postgres_for(plan: Plan, folder: Path, shared: Postgres) -> AsyncIterator[Postgres]:
-    """The one that all share, or one on a file system of its own, which can be filled up."""
+    """The one that all share, or one on a file system of its own, which can be filled up, or one with a standby."""
+    if plan.standby:
+        async with Pair.of_two() as pair:
+            yield pair
+        return
     if not plan.tmpfs:
         yield shared
         return

@@ -122,6 +122,11 @@ class Program:
             await asyncio.sleep(0.02)
         return self.deaths[-1]
 
+    async def ended(self, within: float = 45) -> int:
+        """The status of one that ends by itself."""
+        assert self._process is not None
+        return await asyncio.to_thread(self._process.wait, within)
+
     async def end(self) -> None:
         await self._unwatch()
         if self._process is not None:

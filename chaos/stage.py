@@ -77,6 +77,7 @@ class Plan:
     dispatchers: int = 2
     proxied: tuple[str, ...] = ()  # programs whose names begin so reach Postgres through a proxy, `stage.line`
     tmpfs: int = 0  # MiB of a file system of its own for a Postgres of its own
+    standby: bool = False  # a Postgres of its own with a synchronous standby: `stage.postgres` is a Pair
     partners_proxied: bool = False  # and the partners through another, `stage.partners_line`
     failpoints: Mapping[str, str] = field(default_factory=dict)  # by program, in its first life
     manners: str = MANNERS

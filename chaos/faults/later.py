@@ -2,7 +2,6 @@
 
 from chaos.faults import not_built
 
-not_built(17, "failover to a standby", "shown with two Postgres in tests/test_failover.py")
 not_built(
     40, "the key that encrypts keys is gone", "no keys are stored encrypted yet: secrets come from env: and file:"
 )
