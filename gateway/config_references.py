@@ -37,6 +37,7 @@ from gateway.config_sections import (
     Value,
     When,
 )
+from gateway.fields import timestamp
 from gateway.routes import comparable, holds
 
 
@@ -375,7 +376,7 @@ def _can_hold(field: AnyField, condition: Condition) -> bool:
     """Whether one value can be all that `condition` asks for."""
     candidates = condition.in_ or _kept_values(field)
     if candidates is not None:
-        return any(holds("field", condition)({"field": _as_kept(value)}) for value in candidates)
+        return any(holds("field", condition)({"field": _as_kept(field, value)}) for value in candidates)
     bounds = [(kind, comparable(bound)[1]) for kind, bound in condition.bounds.items()]
     if isinstance(field, IntField):
         bounds = [_to_whole(kind, bound) for kind, bound in bounds]
@@ -400,7 +401,9 @@ def _to_whole(kind: str, bound: int | Decimal) -> tuple[str, int]:
             return "lte", floor(bound)
 
 
-def _as_kept(value: Value) -> object:
+def _as_kept(field: AnyField, value: Value) -> object:
+    if isinstance(field, TimestampField) and isinstance(value, str):
+        return timestamp(value)
     return str(value) if isinstance(value, Decimal) else value
 
 

@@ -7,7 +7,6 @@ import json
 from pathlib import Path
 from uuid import UUID
 
-import pytest
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
 from tests.house import until
@@ -114,17 +113,3 @@ def verifies(received: Received) -> bool:
     text = f"{received.headers['webhook-id']}.{received.headers['webhook-timestamp']}.".encode() + received.body
     mac = base64.b64encode(hmac.new(key, text, hashlib.sha256).digest()).decode()
     return f"v1,{mac}" in received.headers["webhook-signature"].split()
-
-
-async def test_what_is_owed_to_a_destination_that_is_configured_no_more_is_told(
-    tmp_path: Path, dsn: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    async with partner() as approvers, serving(tmp_path, dsn, approvers.address) as program:
-        approvers.mood = lambda _: 503
-        _, answer = await program.post(order())
-        await until(lambda: approvers.received)
-        path = tmp_path / "sluicegate.yaml"
-        path.write_text(path.read_text().replace("approvers", "somebody"))
-        await program.service.reload()
-        assert (await program.delivery(answer["id"]))["state"] == "waiting"
-    assert "destination.not_configured" in capsys.readouterr().out

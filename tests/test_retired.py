@@ -106,21 +106,18 @@ async def test_what_a_destination_without_a_connector_is_owed_is_held_and_seen_e
         await until(lambda: program.is_delivered(told["id"]))
 
 
-async def test_a_start_refuses_no_work_because_of_what_is_gone_and_says_so(
-    tmp_path: Path, dsn: str, write: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_start_refuses_no_work_because_of_what_is_gone_and_says_so(tmp_path: Path, dsn: str) -> None:
     async with partner() as busy:
         busy.mood = lambda _: 503
         async with serving(tmp_path, dsn, busy.address) as program:
             _, told = await program.post(order())
             await until(lambda: busy.received)
         text = without_approvers(CONFIGURATION + OTHER)
-        monkeypatch.setattr("tests.serving.CONFIGURATION", text)
         with capture_logs() as lines:
-            async with serving(tmp_path, dsn, busy.address) as program:
+            async with serving(tmp_path, dsn, busy.address, configured=text) as program:
                 status, _ = await program.post(order(id=43))
                 assert status == 202
-                assert (await program.delivery(told["id"]))["state"] == "held"
+                await until(lambda: _is_held(program, told["id"]))
                 await program.service.reload()  # nor does a reload of what it knew as little before
         (line,) = [line for line in lines if line["event"] == "destination.not_configured"][:1]
         assert (line["destination"], line["waiting"]) == ("approvers", 1)

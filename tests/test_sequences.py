@@ -2,7 +2,6 @@
 
 import asyncio
 from collections.abc import AsyncIterator
-from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
@@ -137,7 +136,9 @@ async def house(dsn: str) -> AsyncIterator[House]:
 async def send(house: House, *numbers: int, facility: str | None = None) -> None:
     arrivals = [house.arrival(data=f'{{"seq":{number}}}') for number in numbers]
     if facility:
-        arrivals = [replace(a, event=msgspec.structs.replace(a.event, facility=facility)) for a in arrivals]
+        arrivals = [
+            msgspec.structs.replace(a, event=msgspec.structs.replace(a.event, facility=facility)) for a in arrivals
+        ]
     await house.outbox.add(arrivals, house.buckets())
 
 
