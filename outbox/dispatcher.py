@@ -115,9 +115,8 @@ class Dispatcher:
         self._failed_at = float("-inf")  # a loop, by a bug
         self._left = database.left
         self._trusting_until = float("-inf")  # on the monotonic clock: whose line is not seen may be drawing it
-        self._missing: dict[
-            int, float
-        ] = {}  # since when, on the monotonic clock: their lease runs, but no line is seen
+        self._cut_off_until = float("-inf")  # likewise: our own line was cut just now, and so theirs may be
+        self._missing: dict[int, float] = {}  # since when, by that clock: their lease runs, and no line is seen
         self._polled_at = 0.0  # when all lanes were looked at, on the monotonic clock
         self._work = asyncio.Event()
         self._to_settle = asyncio.Event()
@@ -296,6 +295,8 @@ class Dispatcher:
         """
         now = time.monotonic()
         self._missing = {peer.number: self._missing.get(peer.number, now) for peer in peers if not peer.present}
+        if now < self._cut_off_until:
+            return set()
         return {number for number, since in self._missing.items() if now - since >= MISSED.total_seconds()}
 
     async def _share(self, living: Mapping[int, Collection[int]], gone: Collection[int]) -> None:
@@ -373,8 +374,8 @@ class Dispatcher:
         self._work.set()
 
     def _line_lost(self, reason: str) -> None:
-        """What cut off our line may have cut off the others': for a moment nobody's lanes are taken."""
-        self._trusting_until = time.monotonic() + TRUST.total_seconds()
+        """What cut off our line may have cut off the others': for a moment nobody is believed to be gone."""
+        self._cut_off_until = time.monotonic() + TRUST.total_seconds()
         self._metrics.presence_lost.labels(reason).inc()
 
     def _lose(self, lanes: Iterable[Lane]) -> None:

@@ -205,12 +205,25 @@ async def test_lanes_stay_where_they_are_when_only_the_lines_of_their_owners_are
         await until(lambda: one._lanes and two._lanes)
         before = await house.intake.fetch(owners)
         for _ in range(2):
-            await house.intake.execute(
-                "SELECT pg_terminate_backend(pid) FROM pg_locks WHERE locktype = 'advisory' AND classid = $1", ALIVE
-            )
+            await cut_all_lines(house)
             await asyncio.sleep(1.5)
         assert await house.intake.fetch(owners) == before
         assert await house.intake.fetchval("SELECT count(*) FROM living_dispatchers") == 2
+
+
+async def test_lanes_that_are_given_back_are_taken_though_all_lines_were_cut_just_now(house: House) -> None:
+    await house.destination("supplier", shards=4)
+    async with house.dispatching(house.target("supplier", Partner())) as one:
+        async with house.dispatching(house.target("supplier", Partner())) as two:
+            await until(lambda: one._lanes and two._lanes)
+            await cut_all_lines(house)
+        await until(lambda: len(one._lanes) == 4, 3.5)
+
+
+async def cut_all_lines(house: House) -> None:
+    await house.intake.execute(
+        "SELECT pg_terminate_backend(pid) FROM pg_locks WHERE locktype = 'advisory' AND classid = $1", ALIVE
+    )
 
 
 async def test_a_hold_keeps_its_deliveries_and_a_release_lets_them_go(house: House) -> None:
