@@ -202,7 +202,7 @@ async def test_lanes_stay_where_they_are_when_only_the_lines_of_their_owners_are
         house.dispatching(house.target("supplier", Partner())) as one,
         house.dispatching(house.target("supplier", Partner())) as two,
     ):
-        await until(lambda: one._lanes and two._lanes)
+        await until(lambda: len(one._lanes) == len(two._lanes) == 2)
         before = await house.intake.fetch(owners)
         for _ in range(2):
             await cut_all_lines(house)
