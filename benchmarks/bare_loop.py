@@ -14,8 +14,10 @@ import asyncpg
 import uvloop
 from aiohttp import ClientSession, web
 
+from benchmarks import bare
 
-async def serve(dsn: str, sink: str) -> None:
+
+async def loop(dsn: str, sink: str) -> None:
     posting: set[asyncio.Task[None]] = set()
     async with asyncpg.create_pool(dsn, min_size=4, max_size=4) as pool, ClientSession() as session:
         await pool.execute("CREATE TABLE IF NOT EXISTS bare_loop (id uuid PRIMARY KEY, body bytea NOT NULL)")
@@ -32,16 +34,9 @@ async def serve(dsn: str, sink: str) -> None:
             async with session.post(sink, data=body, headers={"webhook-id": name}) as answer:
                 await answer.read()
 
-        application = web.Application()
-        application.router.add_post("/hooks/odoo", accept)
-        runner = web.AppRunner(application, access_log=None)
-        await runner.setup()
-        await web.TCPSite(runner, "127.0.0.1", 0).start()
-        print(runner.addresses[0][1], flush=True)
-        await asyncio.to_thread(sys.stdin.read)  # until whoever started it is gone
-        await runner.cleanup()
+        await bare.serve(accept)
 
 
 if __name__ == "__main__":
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as here:
-        here.run(serve(*sys.argv[1:]))
+        here.run(loop(*sys.argv[1:]))

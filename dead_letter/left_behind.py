@@ -57,7 +57,7 @@ Write = Callable[[Connection, Sequence[Record]], Awaitable[int]]
 class LeftBehind:
     """Takes deliveries only while nobody can have them in flight.
 
-    Each batch is one transaction: it locks the lanes of the destination, sees that no living dispatcher owns one, and
+    Each batch is one transaction: it locks the lanes of the destination, sees that no dispatcher whose lease runs owns one, and
     gives them a new epoch, so that whoever owned one and only sleeps can settle nothing any more.  A dispatcher that
     wants a lane meanwhile passes over it, and finds it emptied later.  What is cut off has done some whole batches,
     and the same again does the rest.
@@ -302,15 +302,18 @@ class LeftBehind:
 
 
 async def _close(connection: Connection, old: Destination) -> None:
-    """Until the end of this transaction nobody can lease its lanes, and nobody who lives has one."""
+    """Until the end of this transaction nobody can lease its lanes, and nobody whose lease runs has one.
+
+    Not only of who is present: a connection that was cut says nothing of the process, which may deliver just now.
+    """
     await connection.execute("SELECT FROM lanes WHERE destination = $1 ORDER BY lane FOR UPDATE", old.id)
     serving = await connection.fetch(
         """
         SELECT DISTINCT d.name
           FROM lanes AS l
-          JOIN living_dispatchers AS living ON living.id = l.owner
-          JOIN dispatchers AS d ON d.id = living.id
+          JOIN dispatchers AS d ON d.id = l.owner
          WHERE l.destination = $1
+           AND d.lease_until > clock_timestamp()
          ORDER BY d.name
         """,
         old.id,
@@ -319,7 +322,7 @@ async def _close(connection: Connection, old: Destination) -> None:
         who = ", ".join(row["name"] for row in serving)
         raise CannotMoveError(
             f"{old.name} is still delivered to, by {who}: give that process the file without it, or with "
-            "`retired: true` as its only key, and do this again."
+            "`retired: true` as its only key, and do this again; if it was killed, in ten seconds."
         )
     await connection.execute("UPDATE lanes SET epoch = epoch + 1 WHERE destination = $1", old.id)
 

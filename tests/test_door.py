@@ -481,6 +481,48 @@ async def test_requests_that_do_not_wait_for_each_other_are_answered_in_their_or
 # ── the same again ──────────────────────────────────────────────────────────────────────────────────
 
 
+async def test_posts_that_come_at_once_with_other_requests_between_them_are_each_answered(program: Program) -> None:
+    """A post that has come in whole goes a shorter way than anything else: whatever comes before or after it."""
+    get = post(b"", JSON, "/live", method="GET")
+    body = order()
+    cut = len(post(body)) - 9
+    last = post(body)
+    async with connected(program.port) as line:
+        await line.send(post(order()), get, post(order()), post(ORDER, JSON), post(order()) + last[:cut])
+        answers = [(await line.answer()).status for _ in range(5)]
+        await line.send(last[cut:], get)
+        answers += [(await line.answer()).status for _ in range(2)]
+        assert answers == [202, 200, 202, 401, 202, 202, 200]
+        assert (await line.ask(post(order()))).status == 202
+
+
+@pytest.mark.parametrize(
+    ("version", "connection", "stays"),
+    [
+        (b"HTTP/1.0", None, False),
+        (b"HTTP/1.0", "keep-alive", True),
+        (b"HTTP/1.1", "close", False),
+        (b"HTTP/1.1", None, True),
+    ],
+)
+async def test_a_connection_stays_as_the_sender_wishes(
+    program: Program, version: bytes, connection: str | None, stays: bool
+) -> None:
+    def request() -> bytes:
+        body = order()
+        headers = {**signed(body), **({"connection": connection} if connection else {})}
+        return post(body, headers).replace(b"HTTP/1.1", version, 1)
+
+    async with connected(program.port) as line:
+        answer = await line.ask(request())
+        assert (answer.status, answer.json["duplicate"]) == (202, False)
+        assert answer.raw.startswith(version)
+        if stays:
+            assert (await line.ask(request())).status == 202
+        else:
+            assert await line.closed(within=4) < 4
+
+
 async def test_fifty_copies_at_once_are_one_event(program: Program, sink: Partner) -> None:
     raw = post(order())
 

@@ -234,9 +234,12 @@ async def test_who_slept_through_its_lease_can_settle_nothing_that_was_reassigne
     house: House, left: LeftBehind
 ) -> None:
     await house.accept("old")
-    number = await house.outbox.register("sleeper", timedelta(seconds=60))  # it holds no lock: it does not live
+    number = await house.outbox.register("sleeper", timedelta(seconds=60))
     (lane,) = await house.outbox.lease(number, [house.destinations["old"].id], 1)
     (taken,) = await everything(house, lane)
+    with pytest.raises(CannotMoveError, match="is still delivered to, by sleeper"):  # though its connection is gone
+        await left.reassign("old", home("new"), reason="r", actor="anna")
+    await house.dispatch.execute("UPDATE dispatchers SET lease_until = clock_timestamp()")
     assert (await left.reassign("old", home("new"), reason="r", actor="anna")).count == 1
     late = await house.outbox.settle([settlement(house, lane, taken)])
     assert (late.done, (lane.number, lane.epoch) in late.standing) == ({}, False)

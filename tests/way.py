@@ -3,6 +3,7 @@
 import asyncio
 import struct
 import threading
+from abc import ABC, abstractmethod
 from collections.abc import Coroutine, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -13,7 +14,7 @@ Lending = Literal["transaction", "session", "forgetful"]
 W = TypeVar("W", bound="Way")
 
 
-class Way:
+class Way(ABC):
     """A port on loopback, served by a thread of its own."""
 
     def __init__(self) -> None:
@@ -40,8 +41,8 @@ class Way:
             self._open.discard(writer)
             writer.close()
 
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None: ...
 
     async def _end(self) -> None:
         if self._server is not None:
