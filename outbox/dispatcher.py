@@ -117,6 +117,7 @@ class Dispatcher:
         self._trusting_until = float("-inf")  # on the monotonic clock: whose line is not seen may be drawing it
         self._cut_off_until = float("-inf")  # likewise: our own line was cut just now, and so theirs may be
         self._missing: dict[int, float] = {}  # since when, by that clock: their lease runs, and no line is seen
+        self._lane_counts: Mapping[int, int] = {}  # as the last beat counted them, by destination
         self._polled_at = 0.0  # when all lanes were looked at, on the monotonic clock
         self._work = asyncio.Event()
         self._to_settle = asyncio.Event()
@@ -257,8 +258,8 @@ class Dispatcher:
     async def _beat_once(self) -> None:
         failpoint("dispatch.beat")
         asked = time.monotonic()
-        peers = await self._outbox.beat(self._number, self._lease, leaving=self._stopping, knows=self._targets)
-        if peers is None:  # it slept so long that it was struck off
+        beat = await self._outbox.beat(self._number, self._lease, leaving=self._stopping, knows=self._targets)
+        if beat is None:  # it slept so long that it was struck off
             await self._introduce()
             self._lose(lane.lane for lane in list(self._lanes.values()))
             return
@@ -275,8 +276,9 @@ class Dispatcher:
         for lane in standing.values():  # leased by a statement whose answer was lost
             if lane.number not in self._lanes:
                 await self._take_over([lane])
-        gone = self._known_to_be_gone(peers)
-        living = {peer.number: peer.knows for peer in peers if not peer.leaving and peer.number not in gone}
+        self._lane_counts = beat.lanes
+        gone = self._known_to_be_gone(beat.peers)
+        living = {peer.number: peer.knows for peer in beat.peers if not peer.leaving and peer.number not in gone}
         await self._share(living, gone)
         for own in list(self._lanes.values()):
             if own.leaving and own.idle:
@@ -284,7 +286,7 @@ class Dispatcher:
                 self._lanes.pop(own.lane.number, None)
         for number, target in self._targets.items():
             owned = sum(own.lane.destination == number for own in self._lanes.values())
-            self._gates[number].scale(owned / target.lanes)
+            self._gates[number].scale(owned / self._lanes_of(target))
         self._metrics.lanes_owned.set(len(self._lanes))
 
     def _known_to_be_gone(self, peers: Iterable[Peer]) -> set[int]:
@@ -317,7 +319,7 @@ class Dispatcher:
 
     async def _share_among(self, knowing: Sequence[int], targets: Sequence[Target], gone: Collection[int]) -> None:
         destinations = [target.number for target in targets]
-        total = sum(target.lanes for target in targets)
+        total = sum(map(self._lanes_of, targets))
         share = total // len(knowing) + (knowing.index(self._number) < total % len(knowing))
         staying = [own for own in self._lanes.values() if not own.leaving and own.lane.destination in destinations]
         for own in staying[share:]:
@@ -327,6 +329,10 @@ class Dispatcher:
             lanes = await self._outbox.lease(self._number, destinations, share - len(staying), gone=gone)
             failpoint("dispatch.leased")
             await self._take_over(lanes)
+
+    def _lanes_of(self, target: Target) -> int:
+        """Others may have a newer file, and have given it more lanes than ours told."""
+        return max(target.lanes, self._lane_counts.get(target.number, 0))
 
     def _leave(self, own: OwnedLane) -> None:
         own.leaving = True
@@ -340,7 +346,7 @@ class Dispatcher:
             own = OwnedLane(
                 lane,
                 careful=target.concurrency if target else 1,
-                lanes=target.lanes if target else 1,
+                lanes=self._lanes_of(target) if target else 1,
                 marked=marked.get(lane.number, ()),
             )
             own.leaving = target is None

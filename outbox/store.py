@@ -129,6 +129,14 @@ class Peer:
 
 
 @dataclass(frozen=True, slots=True)
+class Beat:
+    """What a dispatcher learns when it renews its lease."""
+
+    peers: Sequence[Peer]
+    lanes: Mapping[int, int]  # how many each destination has by now, which may be more than a configuration told
+
+
+@dataclass(frozen=True, slots=True)
 class Lane:
     """A lane that a dispatcher leased; the epoch is its fence."""
 
@@ -370,11 +378,8 @@ class Outbox:
 
     async def beat(
         self, dispatcher: int, lease: timedelta, *, leaving: bool = False, knows: Collection[int] = ()
-    ) -> list[Peer] | None:
-        """Renew the lease, and say which destinations this one `knows`; the others whose lease runs.
-
-        None: ours was struck off, register again.
-        """
+    ) -> Beat | None:
+        """Renew the lease, and say which destinations this one `knows`.  None: ours was struck off, register again."""
         rows = await self._dispatch.fetch(
             """
             WITH mine AS (
@@ -389,8 +394,10 @@ class Outbox:
             ), present AS MATERIALIZED (
                 SELECT id FROM present_dispatchers
             )
-            SELECT d.id, d.id IN (SELECT id FROM present) AS present, d.leaving, d.destinations
+            SELECT d.id, d.id IN (SELECT id FROM present) AS present, d.leaving, d.destinations, counted.lanes
               FROM mine
+             CROSS JOIN (SELECT json_object_agg(destination, n) AS lanes
+                           FROM (SELECT destination, count(*) AS n FROM lanes GROUP BY destination) AS each) AS counted
               LEFT JOIN dispatchers AS d ON d.id <> mine.id AND d.lease_until > clock_timestamp()
             """,
             dispatcher,
@@ -400,11 +407,12 @@ class Outbox:
         )
         if not rows:
             return None
-        return [
+        peers = [
             Peer(row["id"], row["present"], row["leaving"], frozenset(row["destinations"]))
             for row in rows
             if row["id"] is not None
         ]
+        return Beat(peers, msgspec.json.decode(rows[0]["lanes"] or "{}", type=dict[int, int]))
 
     async def sees(self, dispatcher: int) -> bool:
         """Whether the server that we write to knows the line of this dispatcher: else that leads to another server."""

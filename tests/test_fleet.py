@@ -1,6 +1,7 @@
 """What a fleet whose processes do not agree promises, on a real Postgres: no lane waits for somebody who cannot serve it."""
 
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
@@ -57,6 +58,14 @@ async def test_a_new_destination_is_shared_as_soon_as_the_others_know_it(house: 
         await until(lambda: _owns(house, "new", {second._number: 16}))
         first.retarget([both, new])
         await until(lambda: _own_as_many(house, first._number, second._number))
+
+
+async def test_lanes_that_came_later_are_shared_by_those_who_do_not_know_of_them_too(house: House) -> None:
+    await house.destination("wide", 8)
+    partner = Partner()
+    narrow = replace(house.target("wide", partner), lanes=1)  # as it was when this one read its file
+    async with house.dispatching(narrow) as first, house.dispatching(house.target("wide", partner)) as second:
+        await until(lambda: _owns(house, "wide", {first._number: 4, second._number: 4}))
 
 
 async def test_lanes_of_a_destination_that_nobody_knows_belong_to_nobody(house: House) -> None:
