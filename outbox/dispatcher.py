@@ -267,7 +267,7 @@ class Dispatcher:
         if self._left != self._database.left:
             self._left = self._database.left
             self._begin_anew()
-        if self._presence is not None and not await self._outbox.sees(self._number):
+        if self._presence is not None and not beat.seen:
             self._presence.redraw()
         standing = await self._outbox.owned(self._number)
         self._lose(

@@ -132,6 +132,7 @@ class Peer:
 class Beat:
     """What a dispatcher learns when it renews its lease."""
 
+    seen: bool  # the server that is written to knows the line of this dispatcher: else that leads to another server
     peers: Sequence[Peer]
     lanes: Mapping[int, int]  # how many each destination has by now, which may be more than a configuration told
 
@@ -394,7 +395,8 @@ class Outbox:
             ), present AS MATERIALIZED (
                 SELECT id FROM present_dispatchers
             )
-            SELECT d.id, d.id IN (SELECT id FROM present) AS present, d.leaving, d.destinations, counted.lanes
+            SELECT mine.id IN (SELECT id FROM present) AS seen, counted.lanes,
+                   d.id, d.id IN (SELECT id FROM present) AS present, d.leaving, d.destinations
               FROM mine
              CROSS JOIN (SELECT json_object_agg(destination, n) AS lanes
                            FROM (SELECT destination, count(*) AS n FROM lanes GROUP BY destination) AS each) AS counted
@@ -412,14 +414,7 @@ class Outbox:
             for row in rows
             if row["id"] is not None
         ]
-        return Beat(peers, msgspec.json.decode(rows[0]["lanes"] or "{}", type=dict[int, int]))
-
-    async def sees(self, dispatcher: int) -> bool:
-        """Whether the server that we write to knows the line of this dispatcher: else that leads to another server."""
-        seen: bool = await self._dispatch.fetchval(
-            "SELECT EXISTS (SELECT FROM present_dispatchers WHERE id = $1)", dispatcher
-        )
-        return seen
+        return Beat(rows[0]["seen"], peers, msgspec.json.decode(rows[0]["lanes"] or "{}", type=dict[int, int]))
 
     async def lease(
         self, dispatcher: int, destinations: Sequence[int], most: int, *, gone: Collection[int] = ()
