@@ -26,6 +26,7 @@ OLDEST_POSTGRES = 14
 PATIENCE = timedelta(seconds=10)  # for a statement
 LONGEST_WAIT = timedelta(seconds=5)  # for a connection
 LAST_WAIT = timedelta(seconds=1)  # at the end, for calls under way and for servers to hang up
+LOOKED_AT = 1000  # after so many calls the pool sees a connection
 
 if TYPE_CHECKING:
     Connection: TypeAlias = asyncpg.pool.PoolConnectionProxy[asyncpg.Record]
@@ -67,6 +68,10 @@ class Database:
         waited: Callable[[timedelta], None] | None,
     ) -> None:
         self._pool = pool
+        self._kept: list[Connection] = []  # free ones: the way through the pool costs as much as two short statements
+        self._wanted = 0  # callers that wait for the pool
+        self._calls = 0
+        self._closing = False
         self._address = address
         self._size = size
         self._left = address.primary.left
@@ -123,8 +128,10 @@ class Database:
     async def connection(self) -> AsyncIterator[Connection]:
         """A connection for a few calls.  It goes back as it is: what is set in a session, or listened to, stays so."""
         pool, connection = await self._acquire()
+        whole = False
         try:
             yield connection
+            whole = True
         except BaseException as error:
             if is_unsure(error):
                 cut(connection)
@@ -134,10 +141,8 @@ class Database:
                 raise Unavailable(reason) from error
             raise
         finally:
-            with suppress(*BROKEN, asyncpg.InterfaceError):  # one that was cut has left the pool already
-                if connection.is_in_transaction():
-                    connection.terminate()
-                await pool.release(connection, timeout=1)
+            if not (whole and self._keep(pool, connection)):
+                await give_back(pool, connection)
 
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[Connection]:
@@ -169,7 +174,8 @@ class Database:
 
     async def close(self) -> None:
         """Wait a little for the calls under way, and cut what is left."""
-        await close_pool(self._pool, LAST_WAIT)
+        self._closing = True
+        await close_pool(self._pool, LAST_WAIT, self._kept)
         await end(*self._retiring)
 
     async def _acquire(self) -> tuple["asyncpg.Pool[asyncpg.Record]", Connection]:
@@ -191,13 +197,33 @@ class Database:
         if self._left != self._address.primary.left:
             await self._retire()
         pool = self._pool
-        return pool, await pool.acquire(timeout=self._address.wait.total_seconds())
+        while self._kept:
+            connection = self._kept.pop()
+            if not is_gone(connection):
+                return pool, connection
+            await give_back(pool, connection)
+        self._wanted += 1
+        try:
+            return pool, await pool.acquire(timeout=self._address.wait.total_seconds())
+        finally:
+            self._wanted -= 1
+
+    def _keep(self, pool: "asyncpg.Pool[asyncpg.Record]", connection: Connection) -> bool:
+        """For whoever comes next; now and then the pool gets it, which replaces one that has served long."""
+        self._calls += 1
+        if self._wanted or self._closing or pool is not self._pool or self._calls % LOOKED_AT == 0:
+            return False
+        if is_gone(connection) or connection.is_in_transaction():
+            return False
+        self._kept.append(connection)
+        return True
 
     async def _retire(self) -> None:
         """Begin with a pool that is empty.  Who has a connection of the old one may end what it does, all others go."""
         self._left = self._address.primary.left
         retired, self._pool = self._pool, await self._address.pool(self._size)
-        task = asyncio.create_task(close_pool(retired, self._address.patience))
+        kept, self._kept = self._kept, []
+        task = asyncio.create_task(close_pool(retired, self._address.patience, kept))
         self._retiring.add(task)
         task.add_done_callback(self._retiring.discard)
 
@@ -375,9 +401,19 @@ def why_unavailable(error: BaseException, connection: Connection | Session) -> s
     return None
 
 
-async def close_pool(pool: "asyncpg.Pool[asyncpg.Record]", patience: timedelta) -> None:
+async def give_back(pool: "asyncpg.Pool[asyncpg.Record]", connection: Connection) -> None:
+    with suppress(*BROKEN, asyncpg.InterfaceError):  # one that was cut has left the pool already
+        if connection.is_in_transaction():
+            connection.terminate()
+        await pool.release(connection, timeout=1)
+
+
+async def close_pool(pool: "asyncpg.Pool[asyncpg.Record]", patience: timedelta, kept: list[Connection]) -> None:
+    """With those that were kept out of it."""
     try:
         async with asyncio.timeout(patience.total_seconds()):
+            while kept:
+                await give_back(pool, kept.pop())
             await pool.close()
     except BaseException as error:
         pool.terminate()
