@@ -844,7 +844,7 @@ def _settlement(
         outcome=kind_of(outcome),
         status=outcome.status if outcome.status is not None and 0 <= outcome.status < 2**15 else None,
         reason=_storable(getattr(outcome, "reason", None)),
-        receipt=_storable(getattr(outcome, "receipt", None)),
+        receipt=_storable(getattr(outcome, "receipt", None)) or None,
         at=at,
         took=took,
         trace=trace,

@@ -5,11 +5,12 @@ Each is one statement in autocommit, so that a program that stalls never holds a
 Locks are taken in the order lanes, pending, the rest.
 """
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import IntEnum
 from hashlib import blake2b
+from typing import Any
 from uuid import UUID
 
 import msgspec
@@ -17,7 +18,7 @@ from asyncpg import Record, UniqueViolationError
 
 from observability.failpoints import failpoint
 from outbox.database import Database
-from outbox.event import Delivery, Event
+from outbox.event import Delivery, Event, OutcomeKind
 from outbox.retry import Verdict
 
 WAKE = "sluicegate_wake"  # a notification: "lane@microseconds,lane@microseconds" since the epoch, or only "lane"
@@ -589,23 +590,25 @@ class Outbox:
             return await self._settle(done, some_are_told=True)
 
     async def _settle(self, done: Sequence[Settlement], *, some_are_told: bool) -> Settled:
+        """What most have in common is left out, and comes back as nulls; asyncpg would look into each value of an array."""
+        held = {(s.lane, s.epoch) for s in done}
         row = await self._dispatch.fetchrow(
             """
             WITH given AS MATERIALIZED (
-                SELECT *
-                  FROM unnest($1::int[], $2::bigint[], $3::tid[], $4::uuid[], $5::int[],
-                              $6::smallint[], $7::smallint[], $8::float8[], $9::int[],
-                              $10::smallint[], $11::smallint[], $12::text[], $13::text[],
-                              $14::float8[], $15::int[], $16::uuid[], $17::text[])
+                SELECT lane, place, event_id, destination, at, took_ms, trace_id, status, reason, receipt, cause, ord,
+                       coalesce(attempts, 0) AS attempts, coalesce(verdict, 0) AS verdict, coalesce(outcome, 0) AS outcome,
+                       coalesce(delay, 0) AS delay, coalesce(spare, 0) AS spare
+                  FROM unnest($3::text::int[], $4::text::tid[], $5::uuid[], $6::text::int[], $7::float8[],
+                              $8::text::int[], $9::text::uuid[], $10::text::int[], $11::text[], $12::text[],
+                              $13::text[], $14::text::int[], $15::int[], $16::int[], $17::float8[], $18::int[])
                   WITH ORDINALITY
-                    AS g (lane, epoch, place, event_id, attempts,
-                          destination, verdict, delay, spare,
-                          outcome, status, reason, receipt,
-                          at, took_ms, trace_id, cause, ord)
+                    AS g (lane, place, event_id, destination, at,
+                          took_ms, trace_id, status, reason, receipt,
+                          cause, attempts, verdict, outcome, delay, spare, ord)
             ), fence AS MATERIALIZED (
                 SELECT lane, carried_below
                   FROM lanes
-                 WHERE (lane, epoch) IN (SELECT lane, epoch FROM given)
+                 WHERE (lane, epoch) IN (SELECT lane, epoch FROM unnest($1::int[], $2::bigint[]) AS held (lane, epoch))
                    FOR SHARE SKIP LOCKED
             ), ours AS MATERIALIZED (
                 SELECT given.*, given.event_id < (SELECT carried_below FROM fence ORDER BY carried_below DESC LIMIT 1) AS carried
@@ -638,13 +641,13 @@ class Outbox:
                 SELECT event_id, destination, attempts + 1, to_timestamp(at), outcome, status, took_ms, trace_id, reason, receipt
                   FROM settled
                  WHERE NOT carried
-                   AND NOT $18
+                   AND NOT $19
             ), told_unless_there AS (
                 INSERT INTO attempts (event_id, destination, number, at, outcome, status, took_ms, trace_id, reason, receipt)
                 SELECT event_id, destination, attempts + 1, to_timestamp(at), outcome, status, took_ms, trace_id, reason, receipt
                   FROM settled
                  WHERE NOT carried
-                   AND $18
+                   AND $19
                     ON CONFLICT DO NOTHING
             ), told_of_carried AS (
                 INSERT INTO carried_attempts (event_id, destination, number, at, outcome, status, took_ms, trace_id, reason, receipt)
@@ -674,23 +677,24 @@ class Outbox:
                    ARRAY(SELECT again FROM settled ORDER BY ord) AS again,
                    ARRAY(SELECT (l.lane, l.epoch) FROM lanes AS l WHERE l.lane = ANY ($1)) AS standing
             """,
-            [s.lane for s in done],
-            [s.epoch for s in done],
-            [s.taken.place for s in done],
+            [lane for lane, _ in held],
+            [epoch for _, epoch in held],
+            _numbers([s.lane for s in done]),
+            "{" + ",".join([f'"({block},{offset})"' for block, offset in [s.taken.place for s in done]]) + "}",
             [s.taken.event_id for s in done],
-            [s.taken.attempts for s in done],
-            [s.destination for s in done],
-            [s.verdict for s in done],
-            [s.delay.total_seconds() for s in done],
-            [int(s.spared) for s in done],
-            [s.outcome for s in done],
-            [s.status for s in done],
-            [s.reason for s in done],
-            [s.receipt for s in done],
+            _numbers([s.destination for s in done]),
             [s.at.timestamp() for s in done],
-            [round(s.took.total_seconds() * 1000) for s in done],
-            [s.trace for s in done],
-            [s.cause for s in done],
+            _numbers([round(s.took.total_seconds() * 1000) for s in done]),
+            "{" + ",".join([s.trace or "NULL" for s in done]) + "}",
+            _numbers(_unless_all([s.status for s in done], None)),
+            _unless_all([s.reason for s in done], None),
+            _unless_all([s.receipt for s in done], None),
+            _unless_all([s.cause for s in done], None),
+            _numbers(_unless_all([s.taken.attempts for s in done], 0)),
+            _unless_all([s.verdict for s in done], Verdict.DELIVERED),
+            _unless_all([s.outcome for s in done], OutcomeKind.DELIVERED),
+            _unless_all([s.delay.total_seconds() for s in done], 0),
+            _unless_all([int(s.spared) for s in done], 0),
             some_are_told,
         )
         assert row is not None
@@ -835,6 +839,16 @@ class Outbox:
 
     async def notify(self, channel: str, payload: str) -> None:
         await self._dispatch.execute("SELECT pg_notify($1, $2)", channel, payload)
+
+
+def _unless_all(values: list[Any], usual: object) -> list[Any]:
+    """Empty where each of them is the usual one."""
+    return [] if values.count(usual) == len(values) else values
+
+
+def _numbers(values: Iterable[int | None]) -> str:
+    """An array as Postgres writes it."""
+    return "{" + ",".join(["NULL" if value is None else f"{value:d}" for value in values]) + "}"
 
 
 def _taken(row: Record, event: Record | None) -> Taken:
