@@ -9,10 +9,9 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from importlib.metadata import EntryPoint, entry_points
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from connectors.settings import Settings
-from observability.tracing import Tracing
 from outbox.event import (
     Blocked,
     Connector,
@@ -26,6 +25,9 @@ from outbox.event import (
     Retry,
     Unknown,
 )
+
+if TYPE_CHECKING:  # only a connector that is opened needs it; the shape of a configuration does not
+    from observability.tracing import Tracing
 
 __all__ = [
     "Blocked",
@@ -61,7 +63,7 @@ class Opening:
     system: object | None  # what its kind's `open_system` made, where the destination names a system
     timeout: timedelta  # for one try, all in all
     concurrency: int  # tries at a time, at most
-    tracing: Tracing
+    tracing: "Tracing"
     version: str  # ours, for a User-Agent
 
 
@@ -88,7 +90,7 @@ class _Kinds(Mapping[str, Kind]):
     nobody else.  Ours cannot be replaced: a package that brings an `http` of its own is not heard.
     """
 
-    _OURS = {"http": "connectors.http:KIND", "odoo": "connectors.odoo:KIND"}  # noqa: RUF012  # read only
+    _OURS = {"http": "connectors.http_kind:KIND", "odoo": "connectors.odoo:KIND"}  # noqa: RUF012  # read only
 
     def __init__(self) -> None:
         self._theirs: dict[str, EntryPoint] = {

@@ -2,28 +2,16 @@
 
 import time
 from datetime import UTC, datetime
-from typing import Annotated, Literal
+from typing import Literal
 
 import msgspec
-from pydantic import AfterValidator
 from yarl import URL
 
-from connectors import Blocked, Delivered, Delivery, Event, Kind, Opening, Outcome, Refused, Retry
-from connectors.http_client import Answer, Client, certificates, words
+from connectors import Blocked, Delivered, Delivery, Event, Opening, Outcome, Refused, Retry
+from connectors.http_client import Answer, Client, words
+from connectors.http_kind import HttpSettings
 from connectors.retry_after import retry_after
-from connectors.settings import Network, Settings, SigningSecret, Url
 from connectors.standard_webhooks import Signer
-
-
-class HttpSettings(Settings):
-    url: Url
-    """Where to post."""
-    secret: SigningSecret
-    """Signs what is sent, as Standard Webhooks 1.0 lays down."""
-    allow: tuple[Network, ...] = ()
-    """The addresses that it may connect to; left out, it may connect to public ones."""
-    ca: Annotated[str, AfterValidator(certificates)] | None = None
-    """Certificates (PEM) of the authorities to trust instead of the system's; usually file:PATH."""
 
 
 class Http:
@@ -124,12 +112,3 @@ def outcome_of(answer: Answer) -> Outcome:
         case _ if 300 <= status < 400:
             return Refused(f"{words(status)}; a redirect is not followed", status)
     return Refused(words(status), status)
-
-
-def connect(opening: Opening) -> Http:
-    settings = opening.settings
-    assert isinstance(settings, HttpSettings)
-    return Http(opening, settings)
-
-
-KIND = Kind(name="http", settings=HttpSettings, connect=connect)

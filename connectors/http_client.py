@@ -23,6 +23,7 @@ from yarl import URL
 
 from connectors import Blocked, Delivered, Retry, Unknown
 from connectors.egress import Egress, EgressDenied, Resolver
+from connectors.tls import tls
 from observability.tracing import Tracing
 
 MOST = 64 * 1024
@@ -140,22 +141,6 @@ class Client:
             loop=self._loop,
             response_class=aiohttp.ClientResponse,
         )
-
-
-def tls(ca: str | None) -> ssl.SSLContext:
-    """Always verifies; `ca` replaces the system's authorities."""
-    context = ssl.create_default_context(cadata=ca)
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    return context
-
-
-def certificates(pem: str) -> str:
-    """Lets pass what `tls` can use; for settings."""
-    try:
-        tls(pem)
-    except ssl.SSLError:
-        raise ValueError("holds no certificates; write file:PATH of a PEM file") from None
-    return pem
 
 
 async def _exchange(request: aiohttp.ClientRequest, connection: Connection) -> aiohttp.ClientResponse:

@@ -14,9 +14,10 @@ from yarl import URL
 
 from connectors import Blocked, Retry, Unknown
 from connectors.egress import Egress
-from connectors.http_client import Answer, Client, certificates, tls
+from connectors.http_client import Answer, Client
 from connectors.odoo_doors import MOST, Door, Failed, Fault, Json2, JsonRpc, Login, not_odoo
 from connectors.settings import Network, Secret, Settings, Url, shown
+from connectors.tls import certificates, tls
 from observability.tracing import Tracing
 
 

@@ -50,9 +50,7 @@ class Settings(BaseModel):
     does not have it, an optional key counts as not given.
     """
 
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True, hide_input_in_errors=True
-    )
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, hide_input_in_errors=True)
     _keys: ClassVar[Mapping[str, FieldInfo]] = {}
     _looked_after: ClassVar[frozenset[str]] = frozenset()  # keys whose own parts take references
 

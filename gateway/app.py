@@ -1,4 +1,4 @@
-"""`sluicegate serve`: from a configuration to a process at work, or to several that share a port."""
+"""`sluicegate serve` after its first moments (serve.py): from a configuration to a process at work, or several on a port."""
 
 import asyncio
 import gc
@@ -17,13 +17,13 @@ from typing import TypeVar
 
 import structlog
 
-from gateway import config as configuration
 from gateway.config import Config
 from gateway.listening import bound
+from gateway.serve import WORKER
 from gateway.service import VERSION, Place, Service
 from gateway.waiting_room import AWAY, READ_ONLY, WaitingRoom
 from observability import workers as across_workers
-from observability.failpoints import VARIABLE, arm, armed
+from observability.failpoints import armed
 from observability.logs import configure, log_sparingly
 from observability.metrics import Metrics
 from observability.names import LogEvent
@@ -41,7 +41,6 @@ Answer = TypeVar("Answer")
 
 log = structlog.get_logger()
 
-WORKER = "SLUICEGATE_WORKER"  # how a process knows that it is one of several: the DSN that its parent found
 SOCKETS = "SLUICEGATE_SOCKETS"  # and the numbers of the sockets to listen on
 READY, LEAVE = b"ready", b"leave"  # what a worker says to its parent, and the parent to one whose successor is at work
 PATIENCE = timedelta(seconds=2)  # between looks for a Postgres that is away
@@ -53,19 +52,19 @@ MOST_FILES = 65_536
 OF_THE_PROGRAM = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR2)
 
 
-def serve(*, config_path: Path, role: str, workers: int | None, environ: Mapping[str, str]) -> int:
+def serve(config: Config, embedded: Embedded | None, *, role: str, workers: int, environ: Mapping[str, str]) -> int:
     """Run until SIGTERM or SIGINT; the exit status.  Raises what `expected` in gateway/commands.py can tell a person."""
-    arm(environ.get(VARIABLE, ""))
-    config = configuration.load(config_path, environ)
     _allow_many_connections()
-    number = workers or config.serve.workers
     gc.freeze()  # what the program is made of stays: to look through it for garbage takes 80 ms, each time
-    work = _worker(config, role, number, environ) if WORKER in environ else _main(config, role, number, environ)
+    if WORKER in environ:
+        work = _worker(config, role, workers, environ)
+    else:
+        work = _main(config, embedded, role, workers, environ)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop if uvloop else None) as runner:
         return runner.run(work)
 
 
-async def _main(config: Config, role: str, workers: int, environ: Mapping[str, str]) -> int:
+async def _main(config: Config, begun: Embedded | None, role: str, workers: int, environ: Mapping[str, str]) -> int:
     """The process that was started: it has the embedded Postgres, if there is one, and does the work or has it done."""
     metrics = Metrics(version=VERSION) if workers == 1 else Metrics()
     with configure(config.observability.logs, dropped=metrics.log_lines_dropped.inc) as logs:
@@ -74,7 +73,7 @@ async def _main(config: Config, role: str, workers: int, environ: Mapping[str, s
         renew = _heard(signal.SIGUSR2)
         log.info(LogEvent.SERVE_STARTING, version=VERSION, role=role, workers=workers)
         _tell_what_is_armed()
-        embedded = await _unless(stop, Embedded.start(config.folder)) if config.database == "embedded" else None
+        embedded = await _unless(stop, begun.serve()) if begun else None
         try:
             if stop.is_set():
                 return 0

@@ -1,6 +1,7 @@
 """What is typed: the commands and their options.
 
 What they do stands in gateway/commands.py, which is imported when one of them runs: so `--help` is there at once.
+What `serve` does begins in gateway/serve.py, with as little as it can.
 """
 
 import sys
@@ -117,7 +118,9 @@ def main() -> None:
 @click.option("--workers", type=click.IntRange(1, 64), help="Processes that share the port; else as configured.")
 def serve(path: Path, role: str, workers: int | None) -> None:
     """Take events in and deliver them, until SIGTERM or Ctrl-C."""
-    sys.exit(commands.serve(path, role, workers))
+    from gateway import serve as first_moments  # noqa: PLC0415
+
+    sys.exit(first_moments.serve(path, role, workers))
 
 
 @main.command()

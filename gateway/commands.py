@@ -65,16 +65,6 @@ def expected(error: Exception) -> str | None:
 # ── the program ──────────────────────────────────────────────────────────────────────────────────────
 
 
-def serve(path: Path, role: str, workers: int | None) -> int:
-    from gateway import app  # noqa: PLC0415 — the whole program, which no other command needs
-    from gateway.listening import AddressError  # noqa: PLC0415
-
-    try:
-        return app.serve(config_path=path, role=role, workers=workers, environ=os.environ)
-    except AddressError as error:
-        raise click.ClickException(str(error)) from error
-
-
 def check(path: Path) -> None:
     from gateway.check import check as look_at_everything  # noqa: PLC0415 — what connectors bring takes its time
 

@@ -1,7 +1,12 @@
 """The JSON Schema of sluicegate.yaml: what an editor proposes and underlines while somebody writes it."""
 
-from collections.abc import Mapping
+import ast
+import sys
+from collections.abc import Iterator, Mapping
 from datetime import timedelta
+from functools import cache
+from inspect import cleandoc, getsource
+from itertools import pairwise
 from typing import Any
 
 from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
@@ -87,6 +92,12 @@ def _merged(common: type[Settings], settings: type[Settings], definitions: dict[
 class _Schema(GenerateJsonSchema):
     """Writes values as the file does, and lets each come by `env:` or `file:`."""
 
+    def model_schema(self, schema: core_schema.ModelSchema) -> JsonSchemaValue:
+        described = super().model_schema(schema)
+        for key, text in _descriptions(schema["cls"]):
+            described["properties"].get(key, {}).setdefault("description", text)
+        return described
+
     def int_schema(self, schema: core_schema.IntSchema) -> JsonSchemaValue:
         return {"anyOf": [super().int_schema(schema), REFERENCE]}
 
@@ -133,3 +144,27 @@ class _Schema(GenerateJsonSchema):
 
     def field_title_should_be_set(self, schema: Any) -> bool:  # noqa: ARG002 — the key says it
         return False
+
+
+def _descriptions(model: type[Any]) -> Iterator[tuple[str, str]]:
+    """The docstrings below its keys.  Read from the source here, and not when the class is made: only an editor asks."""
+    for part in model.__mro__:
+        if issubclass(part, Settings):
+            for (owner, name), text in _docstrings(part.__module__).items():
+                if owner == part.__name__ and name in model.model_fields:
+                    yield model.model_fields[name].alias or name, text
+
+
+@cache
+def _docstrings(module: str) -> Mapping[tuple[str, str], str]:
+    """Of all keys in a module, by class and name."""
+    classes = [node for node in ast.walk(ast.parse(getsource(sys.modules[module]))) if isinstance(node, ast.ClassDef)]
+    found = {}
+    for owner in classes:
+        for statement, below in pairwise(owner.body):
+            match statement, below:
+                case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str(text))):
+                    found[owner.name, name] = cleandoc(text)
+                case _:
+                    pass
+    return found

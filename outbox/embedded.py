@@ -76,17 +76,41 @@ class Embedded:
         self.dsn = ""
 
     @classmethod
-    async def start(cls, folder: Path) -> Self:
-        """As the one `serve` of the folder: a second one gets an error, and a keeper that dies is replaced."""
+    def begin(cls, folder: Path) -> Self:
+        """As the one `serve` of the folder: a second one gets an error.
+
+        Nothing is waited for: the program can read the rest of itself while its server starts.
+        """
         embedded = cls(folder)
         embedded._serving = embedded._take_the_folder()
         try:
-            await embedded.join()
+            embedded._approach()
+            users = Lock(embedded._place / "users.lock")
+            if users.take(fcntl.LOCK_SH):
+                embedded._users = users
+                if not embedded._kept():
+                    embedded._start_keeper()
+            else:
+                users.close()
         except BaseException:
             embedded._serving.close()
             raise
-        embedded._watching = asyncio.create_task(embedded._watch())
         return embedded
+
+    @classmethod
+    async def start(cls, folder: Path) -> Self:
+        return await cls.begin(folder).serve()
+
+    async def serve(self) -> Self:
+        """Go on from `begin` until the server is ready; from then on a keeper that dies is replaced."""
+        assert self._serving
+        try:
+            await self.join()
+        except BaseException:
+            self._serving.close()
+            raise
+        self._watching = asyncio.create_task(self._watch())
+        return self
 
     async def join(self) -> None:
         """Use the server, and start it if it is not running.
@@ -96,11 +120,11 @@ class Embedded:
         minute, and a `serve` until it does.
         """
         began = time.monotonic()
-        self._make_folder(self._place)
-        self._refuse_another_version()
+        self._approach()
         telling = asyncio.create_task(self._tell())
         try:
-            self._users = await self._enter()
+            if self._users is None:
+                self._users = await self._enter()
             try:
                 self.dsn = await self._ready()
             except BaseException:
@@ -138,6 +162,10 @@ class Embedded:
             )
         lock.tell(str(os.getpid()))
         return lock
+
+    def _approach(self) -> None:
+        self._make_folder(self._place)
+        self._refuse_another_version()
 
     def _make_folder(self, folder: Path) -> None:
         try:

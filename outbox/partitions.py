@@ -56,11 +56,15 @@ class Partitions:
     async def ensure(self, now: datetime) -> dict[str, int]:
         """Make what is missing of the days and buckets ahead; how many are there then, as `ahead` counts."""
         today = _midnight(now)
+        days = [today + DAY * n for n in range(-1, AHEAD + 1)]
         for table in DAILY:
             there = {p.begins for p in await self.of(table)}
-            for day in (today + DAY * n for n in range(-1, AHEAD + 1)):
+            if not there:  # a new database, where nobody writes yet
+                await self._make(table, *(_of_day(table, day) for day in days))
+                there = {p.begins for p in await self.of(table)}
+            for day in days:
                 if day not in there:
-                    await self._make(table, Partition(f"{table}_{day:%Y%m%d}", day, day + DAY, leaving=False))
+                    await self._make(table, _of_day(table, day))
         await self._ensure_buckets(today, now)
         return await self.ahead(now)
 
@@ -85,15 +89,15 @@ class Partitions:
         """The present bucket, the one before it from the very start, and one to come."""
         buckets = await self.of("dedup")
         if not buckets:
-            buckets = [await self._make_bucket(today - self._dedup, today)]
+            buckets = [self._bucket(today + self._dedup * n) for n in (-1, 0, 1)]
+            await self._make("dedup", *buckets)
         while sum(b.begins > now for b in buckets) < 1:
-            buckets.append(await self._make_bucket(buckets[-1].ends, buckets[-1].ends + self._dedup))
+            buckets.append(self._bucket(buckets[-1].ends))
+            await self._make("dedup", buckets[-1])
         self._buckets = buckets
 
-    async def _make_bucket(self, begins: datetime, ends: datetime) -> Partition:
-        bucket = Partition(f"dedup_{begins:%Y%m%d%H%M}", begins, ends, leaving=False)
-        await self._make("dedup", bucket)
-        return bucket
+    def _bucket(self, begins: datetime) -> Partition:
+        return Partition(f"dedup_{begins:%Y%m%d%H%M}", begins, begins + self._dedup, leaving=False)
 
     def buckets(self, now: datetime) -> Buckets:
         """Where dedup keys go at this instant."""
@@ -137,19 +141,11 @@ class Partitions:
         partitions = [p for p in [*await self.of(table), *detached] if p.ends <= by]
         return sorted(partitions, key=lambda p: p.begins)
 
-    async def _make(self, table: str, partition: Partition) -> None:
+    async def _make(self, table: str, *partitions: Partition) -> None:
+        """In one transaction: several only where nobody writes."""
         failpoint("partitions.before_make")
-        lower, upper = _bounds(table, partition)
-        column = "bucket" if table == "dedup" else "id" if table == "events" else "event_id"
         await self._patiently(
-            f"""
-            SELECT pg_advisory_xact_lock({MAKING});
-            CREATE TABLE IF NOT EXISTS {partition.name} (
-                LIKE {table} INCLUDING ALL,
-                CONSTRAINT {partition.name}_bounds CHECK ({column} >= '{lower}' AND {column} < '{upper}')
-            );
-            ALTER TABLE {table} ATTACH PARTITION {partition.name} FOR VALUES FROM ('{lower}') TO ('{upper}');
-            """,  # noqa: S608  names and bounds are made of dates, here
+            f"SELECT pg_advisory_xact_lock({MAKING});" + "".join(_made(table, each) for each in partitions),
             done_already=(asyncpg.WrongObjectTypeError,),  # it is a partition
         )
 
@@ -187,6 +183,23 @@ class Partitions:
                 return
             else:
                 return
+
+
+def _of_day(table: str, day: datetime) -> Partition:
+    return Partition(f"{table}_{day:%Y%m%d}", day, day + DAY, leaving=False)
+
+
+def _made(table: str, partition: Partition) -> str:
+    """The SQL that makes one."""
+    lower, upper = _bounds(table, partition)
+    column = "bucket" if table == "dedup" else "id" if table == "events" else "event_id"
+    return f"""
+    CREATE TABLE IF NOT EXISTS {partition.name} (
+        LIKE {table} INCLUDING ALL,
+        CONSTRAINT {partition.name}_bounds CHECK ({column} >= '{lower}' AND {column} < '{upper}')
+    );
+    ALTER TABLE {table} ATTACH PARTITION {partition.name} FOR VALUES FROM ('{lower}') TO ('{upper}');
+    """
 
 
 def _midnight(now: datetime) -> datetime:

@@ -33,6 +33,7 @@ from outbox.event import OutcomeKind
 from outbox.records import Records
 from tests.rows import Rows
 
+SLUICEGATE = str(Path(sys.executable).with_name("sluicegate"))
 CONFIGURATION = """
 serve: {listen: "127.0.0.1:PORT"}
 database: env:DATABASE
@@ -213,6 +214,17 @@ print(sorted({heavy} & set(sys.modules)))
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "[]"
     assert "Usage: " in done.stdout
+
+
+def test_a_configuration_with_mistakes_starts_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "sluicegate.yaml"
+    path.write_text("database: embedded\nroutes: {all: {to: [nowhere]}}\n")
+    done = subprocess.run(
+        [SLUICEGATE, "serve", "--config", str(path)], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 1
+    assert "nowhere" in done.stderr
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_the_roles_that_can_be_typed_are_the_roles() -> None:
@@ -613,7 +625,7 @@ async def test_a_demo_without_its_extra_says_what_to_install(shell: Shell, monke
 
 def test_a_command_starts_the_embedded_database_for_as_long_as_it_needs_it(tmp_path: Path) -> None:
     """The installed command, in a folder where nothing ever ran."""
-    command = [str(Path(sys.executable).with_name("sluicegate"))]
+    command = [SLUICEGATE]
     (tmp_path / "sluicegate.yaml").write_text(
         CONFIGURATION.replace("PORT", "9").replace("env:DATABASE", "embedded").replace("key: env:KEY", "")
     )
@@ -643,7 +655,7 @@ async def test_a_command_says_on_stderr_that_it_waits_for_a_database_that_hangs(
     os.kill(postmaster, signal.SIGSTOP)
     try:
         command = await asyncio.create_subprocess_exec(
-            str(Path(sys.executable).with_name("sluicegate")), "token", "list",
+            SLUICEGATE, "token", "list",
             cwd=tmp_path, env={**os.environ, **ENVIRONMENT}, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         )  # fmt: skip
         assert command.stderr
