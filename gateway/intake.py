@@ -20,7 +20,7 @@ from gateway.minimize import Minimized, Policies, Unmet, Unreadable
 from gateway.parties import Party, parties
 from gateway.problems import problem, unavailable
 from gateway.refusals import Refusals
-from gateway.request_body import Unacceptable, judge_head, read_body
+from gateway.request_body import Incoming, Unacceptable, judge_head, read_body
 from gateway.routes import Routes
 from gateway.silence import Heard
 from gateway.slow_refusals import SlowRefusals
@@ -107,7 +107,7 @@ class Intake:
         """As the application's router finds it."""
         return await self.take(request, request.match_info["source"], request.match_info.get("token"))
 
-    async def take(self, request: web.Request, name: str, token: str | None) -> web.StreamResponse:
+    async def take(self, request: Incoming, name: str, token: str | None) -> web.StreamResponse:
         """One post, answered: 202 when it is durable, 200 when it was there, a problem otherwise."""
         began = time.monotonic()
         door = self._sources.get(name)
@@ -136,7 +136,7 @@ class Intake:
             await self._slowly.before(name)
         return answer
 
-    async def _take(self, request: web.Request, door: "_Door", token: str | None, span: Accepted) -> Brief:
+    async def _take(self, request: Incoming, door: "_Door", token: str | None, span: Accepted) -> Brief:
         body = await self._read(request, door)
         failpoint("intake.read")
         caller = await self._authenticate(request, door, token, body)
@@ -188,13 +188,13 @@ class Intake:
 
     # ── the steps ────────────────────────────────────────────────────────────────────────────────
 
-    def _peer(self, request: web.Request) -> Address | None:
+    def _peer(self, request: Incoming) -> Address | None:
         peer: Address | None = None
         with suppress(ValueError):
             peer = ip_address(request.remote or "")
         return client_address(peer, request.headers.getall("X-Forwarded-For", ()), self._proxies)
 
-    async def _read(self, request: web.Request, door: "_Door") -> bytes:
+    async def _read(self, request: Incoming, door: "_Door") -> bytes:
         try:
             judge_head(request, door.source.body)
             return await read_body(request, door.source.body)
@@ -211,7 +211,7 @@ class Intake:
         if (limit := door.limit_of(facility)) is not None and not limit.take(time.monotonic()):
             raise Refusal("facility_rate_limited", _too_many(limit))
 
-    async def _authenticate(self, request: web.Request, door: "_Door", token: str | None, body: bytes) -> Caller:
+    async def _authenticate(self, request: Incoming, door: "_Door", token: str | None, body: bytes) -> Caller:
         """One answer for every reason: which check failed is told to us, never to the caller."""
         peer = self._peer(request) if door.source.from_ else None
         if door.source.from_ and (peer is None or not any(peer in network for network in door.source.from_)):

@@ -15,15 +15,18 @@ from contextlib import suppress
 from datetime import timedelta
 from typing import Any
 
-from aiohttp import HttpVersion11, web
-from aiohttp.helpers import rfc822_formatted_time
+from aiohttp import HttpVersion11, StreamReader, web
+from aiohttp.helpers import HeadersMixin, rfc822_formatted_time
+from aiohttp.http import RawRequestMessage
 from aiohttp.http_writer import StreamWriter
-from aiohttp.streams import EMPTY_PAYLOAD, StreamReader
+from aiohttp.streams import EMPTY_PAYLOAD
 from aiohttp.web_protocol import RequestHandler
 from aiohttp.web_response import REASON_PHRASES
+from multidict import CIMultiDictProxy
 
 from gateway.config_sections import Listen
 from gateway.problems import answered, problem
+from gateway.request_body import Incoming
 from observability.logs import log_sparingly
 from observability.names import LogEvent
 
@@ -43,11 +46,12 @@ class AddressError(Exception):
 class Guarded(RequestHandler):
     """A connection whose head must arrive, and whose answers must be taken, in time; it repeats nothing of what it hears."""
 
-    __slots__ = ("_answer_timer", "_body", "_head_timer", "_last")
+    __slots__ = ("_answer_timer", "_body", "_head_timer", "_hooks", "_last")
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
         self._body: StreamReader = EMPTY_PAYLOAD  # of the last head
+        self._hooks = self._manager.hooks if isinstance(self._manager, GuardedServer) else None
         self._last = False  # the request under way is
         self._answer_timer: asyncio.TimerHandle | None = None
         self._head_timer: asyncio.TimerHandle | None = None
@@ -74,30 +78,40 @@ class Guarded(RequestHandler):
                     await self._waiter
                 finally:
                     self._waiter = None
-            message, payload = self._messages[0]
-            if getattr(message, "method", None) != "POST" or not payload.is_eof() or self._upgraded:
+            post = self._post()
+            if post is None:
                 await super().start()
                 return
-            if not await self._handle_whole():
+            if not await self._take(post):
                 break
         if not self._force_close and self.transport is not None:
             self._task_handler = None
             self.transport.close()
 
-    async def _handle_whole(self) -> bool:
-        """The next request, which needs no more reading; whether another may follow on this connection."""
-        message, payload = self._messages.popleft()
+    def _post(self) -> "Post | None":
+        """The next request, if it is a post to the hooks that needs no more reading."""
+        message, payload = self._messages[0]
+        if not isinstance(message, RawRequestMessage) or message.method != "POST" or not payload.is_eof():
+            return None
+        path = _HOOKS.fullmatch(message.path)
+        if path is None or "Expect" in message.headers or self._upgraded or self._hooks is None:
+            return None
+        self._messages.popleft()
         if self._parser is not None:
             self._parser.message_consumed()
         if self._buffer_paused and len(self._messages) <= self._msg_queue_resume_size:
             self._resume_reading_if_drained()
-        if self._manager is None or self._request_factory is None or self._request_handler is None:
+        return Post(message, payload, self, path[1], path[2])
+
+    async def _take(self, post: "Post") -> bool:
+        """Answer it; whether another may follow on this connection."""
+        if self._manager is None or self._hooks is None:
             return False  # the caller has gone
         self._manager.requests_count += 1
-        task = self._task_handler or asyncio.current_task()
-        request = self._request_factory(message, payload, self, StreamWriter(self, self._loop), task)  # type: ignore[arg-type]
+        self._request_in_progress = True
         try:
-            answer, gone = await self._handle_request(request, None, self._request_handler)
+            answer = await answered(self._hooks(post, post.source, post.token))
+            gone = await self._answer(post, answer)
         except asyncio.CancelledError:
             self.force_close()
             raise
@@ -107,13 +121,30 @@ class Guarded(RequestHandler):
             self.log_exception("a request failed", exc_info=error)
             self.force_close()
             return False
-        self._keepalive = bool(answer.keep_alive)
+        finally:
+            self._request_in_progress = False
+            if self._handler_waiter is not None:
+                self._handler_waiter.set_result(None)
         if gone or not self._keepalive or self._close:
             return False
         self._next_keepalive_close_time = self._loop.time() + self._keepalive_timeout
         if self._keepalive_handle is None and not self._force_close:
             self._keepalive_handle = self._loop.call_at(self._next_keepalive_close_time, self._process_keepalive)
         return True
+
+    async def _answer(self, post: "Post", answer: web.StreamResponse) -> bool:
+        """Whether the caller has gone meanwhile."""
+        if isinstance(answer, Brief) and post.message.version == HttpVersion11:
+            self._keepalive = not (post.message.should_close or self._ends)
+            return await self._write(answer.whole(keep_alive=self._keepalive))
+        if self._request_factory is None:
+            return True
+        writer = StreamWriter(self, self._loop)
+        task = self._task_handler or asyncio.current_task()
+        request = self._request_factory(post.message, post.content, self, writer, task)  # type: ignore[arg-type]
+        answer, gone = await self.finish_response(request, answer, None)
+        self._keepalive = bool(answer.keep_alive)
+        return gone
 
     def pause_writing(self) -> None:
         super().pause_writing()
@@ -185,8 +216,6 @@ class Guarded(RequestHandler):
     ) -> tuple[web.StreamResponse, bool]:
         """Send an answer: not with a text of aiohttp's, which may repeat a header, nor with the versions of libraries."""
         if isinstance(resp, Brief):
-            if request.version == HttpVersion11 and not self._upgraded:
-                return resp, await self._write_brief(request, resp)
             resp = resp.in_full()
         if isinstance(resp, web.HTTPException):
             resp = problem(resp.status, resp.reason, "The request asks for what is not done here.")
@@ -200,12 +229,11 @@ class Guarded(RequestHandler):
         """Whether the connection does, with the answer that is under way."""
         return self._last or (isinstance(self._manager, GuardedServer) and self._manager.parting)
 
-    async def _write_brief(self, request: web.BaseRequest, brief: "Brief") -> bool:
+    async def _write(self, answer: bytes) -> bool:
         """In one piece; whether the caller has gone."""
-        brief.keep_alive = request.keep_alive and not self._ends
         if self.transport is None or self.transport.is_closing():
             return True
-        self.transport.write(brief.whole())
+        self.transport.write(answer)
         if self._paused:
             try:
                 await self._drain_helper()
@@ -214,25 +242,44 @@ class Guarded(RequestHandler):
         return False
 
 
+class Post(HeadersMixin):
+    """A post to /hooks/{source} that is there as a whole: of a request, what the door needs, and no more."""
+
+    def __init__(
+        self, message: RawRequestMessage, content: StreamReader, connection: Guarded, source: str, token: str | None
+    ) -> None:
+        self.message = message
+        self.headers: CIMultiDictProxy[str] = message.headers
+        self._headers = message.headers  # where aiohttp looks for them
+        self.content = content
+        self.source = source
+        self.token = token
+        self._connection = connection
+
+    @property
+    def remote(self) -> str | None:
+        """The address of the peer; None on a Unix socket."""
+        peer = self._connection.peername
+        return str(peer[0]) if isinstance(peer, tuple) else None
+
+
 class Brief(web.StreamResponse):
     """A small answer of JSON that is written as it stands.
 
     What aiohttp does for an answer of any kind costs more than all that is done to accept a post.
     """
 
-    keep_alive: bool | None = None  # told by whoever writes it
-
     def __init__(self, status: int, body: str) -> None:
         self._status = status
         self._text = body
 
-    def whole(self) -> bytes:
+    def whole(self, *, keep_alive: bool) -> bytes:
         """Head and body in HTTP/1.1."""
         return (
             f"HTTP/1.1 {self._status} {REASON_PHRASES[self._status]}\r\n"
             f"Content-Type: application/json\r\nContent-Length: {len(self._text)}\r\n"
             f"Date: {rfc822_formatted_time()}\r\nServer: sluicegate\r\n"
-            f"{'' if self.keep_alive else _CLOSE}\r\n{self._text}"
+            f"{'' if keep_alive else _CLOSE}\r\n{self._text}"
         ).encode("ascii")
 
     def in_full(self) -> web.Response:
@@ -247,6 +294,7 @@ class GuardedServer(web.Server):
     """Makes guarded connections."""
 
     parting = False  # every answer is the last one on its connection
+    hooks: "Hooks | None" = None
 
     def __call__(self) -> RequestHandler:
         return Guarded(self, loop=self._loop, **self._kwargs)
@@ -299,7 +347,7 @@ class Listening:
         await self._runner.cleanup()
 
 
-Hooks = Callable[[web.Request, str, str | None], Awaitable[web.StreamResponse]]  # source, and token where there is one
+Hooks = Callable[[Incoming, str, str | None], Awaitable[web.StreamResponse]]  # source, and token where there is one
 
 
 class _Runner(web.AppRunner):
@@ -312,7 +360,8 @@ class _Runner(web.AppRunner):
     async def _make_server(self) -> web.Server:
         server = await super()._make_server()
         server.__class__ = GuardedServer
-        if self._hooks is not None:
+        if self._hooks is not None and isinstance(server, GuardedServer):
+            server.hooks = self._hooks
             server.request_handler = _shortcut(self._hooks, past=server.request_handler)
         return server
 
@@ -326,7 +375,7 @@ def _shortcut(hooks: Hooks, *, past: Any) -> Any:
             and (path := _HOOKS.fullmatch(request.raw_path))
             and "Expect" not in request.headers
         ):
-            return await answered(request, hooks(request, path[1], path[2]))
+            return await answered(hooks(request, path[1], path[2]), request)
         answer: web.StreamResponse = await past(request)
         return answer
 

@@ -49,10 +49,11 @@ async def problems_only(request: web.Request, handler: Handler) -> web.StreamRes
 
     A bug is logged here, in one place, with its stack; the caller learns only that it was not their fault.
     """
-    return await answered(request, handler(request))
+    return await answered(handler(request), request)
 
 
-async def answered(request: web.Request, handling: Awaitable[web.StreamResponse]) -> web.StreamResponse:
+async def answered(handling: Awaitable[web.StreamResponse], request: web.Request | None = None) -> web.StreamResponse:
+    """The same for one; without a request it is a post that went past the router."""
     try:
         return await handling
     except web.HTTPException as refused:
@@ -63,10 +64,12 @@ async def answered(request: web.Request, handling: Awaitable[web.StreamResponse]
     except Unavailable:
         return unavailable()
     except Exception:
-        log.exception(LogEvent.REQUEST_FAILED, method=request.method, route=_route(request))
+        method, route = (request.method, _route(request)) if request else ("POST", HOOKS)
+        log.exception(LogEvent.REQUEST_FAILED, method=method, route=route)
         return problem(500, "Trouble of ours", "The request failed by a defect of ours, which was logged.")
 
 
+HOOKS = "/hooks/{source}"
 DETAILS = {
     404: "There is nothing at this address.",
     405: "This address does not take that method; the header Allow says which it takes.",
@@ -79,5 +82,5 @@ def _route(request: web.Request) -> str | None:
     try:
         resource = request.match_info.route.resource
     except AssertionError:  # it went past the router
-        return "/hooks/{source}"
+        return HOOKS
     return resource.canonical if resource else None

@@ -2,13 +2,34 @@
 
 import asyncio
 from datetime import timedelta
+from typing import Protocol
 
-from aiohttp import web
+from aiohttp import StreamReader, web
 from aiohttp.client_exceptions import ClientPayloadError
 from aiohttp.web_exceptions import HTTPException
-from aiohttp.web_request import BaseRequest
+from multidict import CIMultiDictProxy
 
 BODY_DEADLINE = timedelta(seconds=10)
+
+
+class Incoming(Protocol):
+    """What the door asks of a request: as much of it as there is in each."""
+
+    @property
+    def headers(self) -> CIMultiDictProxy[str]: ...
+
+    @property
+    def content_type(self) -> str: ...
+
+    @property
+    def content_length(self) -> int | None: ...
+
+    @property
+    def content(self) -> StreamReader: ...
+
+    @property
+    def remote(self) -> str | None:
+        """The address of the peer; None on a Unix socket."""
 
 
 class Unacceptable(Exception):  # noqa: N818  an answer, not a mistake
@@ -22,7 +43,7 @@ class Unacceptable(Exception):  # noqa: N818  an answer, not a mistake
         self.detail = detail
 
 
-def judge_head(request: BaseRequest, limit: int) -> None:
+def judge_head(request: Incoming, limit: int) -> None:
     """What the head says of the body; raises Unacceptable."""
     headers = request.headers
     if "Content-Encoding" in headers and any(e.lower() != "identity" for e in headers.getall("Content-Encoding")):
@@ -45,7 +66,7 @@ def too_large(limit: int) -> Unacceptable:
     return Unacceptable(413, "too_large", "Body too large", f"At most {limit} bytes are taken here.")
 
 
-async def read_body(request: BaseRequest, limit: int) -> bytes:
+async def read_body(request: Incoming, limit: int) -> bytes:
     """All of it, if it comes in time and is no larger than `limit` bytes; raises Unacceptable."""
     content = request.content
     if content.is_eof():  # it came with its head, as most do
