@@ -3,6 +3,8 @@
 Labels are names from the configuration and codes of ours, never ids: their number is bounded.
 """
 
+from bisect import bisect_left
+from collections import Counter as Counted
 from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
@@ -73,10 +75,10 @@ class Metrics:
         self.attempts = self._counter(
             MetricName.ATTEMPTS, "Attempts to deliver, by what came of them.", "destination", "outcome"
         )
-        self.attempt_seconds = self._histogram(
+        self.attempt_seconds = self._crowded(
             MetricName.ATTEMPT_SECONDS, "How long one attempt took.", QUICK, "destination"
         )
-        self.delivery_seconds = self._histogram(
+        self.delivery_seconds = self._crowded(
             MetricName.DELIVERY_SECONDS, "From acceptance to delivery, retries and holds included.", SLOW, "destination"
         )
         self.in_flight = self._gauge(MetricName.IN_FLIGHT, "Attempts going on right now.", Combine.SUM, "destination")
@@ -217,6 +219,9 @@ class Metrics:
     def _histogram(self, name: MetricName, documentation: str, buckets: Sequence[float], *labels: str) -> Histogram:
         return Histogram(name, documentation, labels, buckets=buckets, registry=self._registry)
 
+    def _crowded(self, name: MetricName, documentation: str, buckets: Sequence[float], *labels: str) -> "Crowded":
+        return Crowded(name, documentation, labels, buckets=buckets, registry=self._registry)
+
     def _gauge(self, name: MetricName, documentation: str, how: Combine, *labels: str) -> Gauge:
         self._gauges[name] = how
         return Gauge(name, documentation, labels, registry=self._registry)
@@ -228,6 +233,15 @@ class Metrics:
         self._gauges[name] = reported
         self._registry.register(reported)
         return reported
+
+
+class Crowded(Histogram):
+    """A histogram that is told many values at a time: one by one, each would take two locks and a search."""
+
+    def observe_each(self, values: Sequence[float]) -> None:
+        self._sum.inc(sum(values))
+        for bucket, n in Counted(bisect_left(self._upper_bounds, value) for value in values).items():
+            self._buckets[bucket].inc(n)
 
 
 class DestinationMetrics:

@@ -289,6 +289,8 @@ class Attempt:
         self, kind: type[BaseException] | None, raised: BaseException | None, stack: TracebackType | None
     ) -> None:
         current.reset(self._before)
+        if not self._tracing.recording:
+            return
         span = self._span
         if span.sampled or span.failed or raised is not None:  # of the others nobody will read the facts
             span.facts[:0] = (

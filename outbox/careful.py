@@ -26,7 +26,7 @@ class Trials:
         self._under_way[taken.lane, taken.event_id] = taken.event_id in marked
 
     def __contains__(self, taken: Taken) -> bool:
-        return (taken.lane, taken.event_id) in self._under_way
+        return bool(self._under_way) and (taken.lane, taken.event_id) in self._under_way
 
     def end(self, taken: Taken) -> None:
         self._under_way.pop((taken.lane, taken.event_id), None)

@@ -51,9 +51,11 @@ LONGEST_IDLE = timedelta(milliseconds=500)  # between polls
 WORTH_A_TIMER = timedelta(seconds=10)
 PUT_OFF = timedelta(minutes=1)  # a delivery whose outcome cannot be written
 FAILED_JUST_NOW = timedelta(seconds=5)
+NO_TIME = timedelta(0)
 TRUST = timedelta(seconds=5)  # so long the others have to draw their lines to a server that is new, or cut off ours
 MISSED = timedelta(seconds=0.7)  # a dispatcher whose line is missing for so long was killed; else it is drawn again
 FAREWELL = timedelta(seconds=5)  # at the end, to settle what is done and hand over the rest
+ALL = 1_000_000  # tasks: as many as there is work for
 KILLS = 3  # so many processes a delivery may take down before it is buried
 
 
@@ -417,7 +419,9 @@ class Dispatcher:
             except Unavailable:
                 await asyncio.sleep(0.2)
                 continue
-            self._start()
+            if self._start(1):
+                await asyncio.sleep(0)  # it begins, and works off alone whatever it need not wait for
+                self._start(ALL)
             if not more:
                 with suppress(TimeoutError):
                     async with asyncio.timeout(self._idle()):
@@ -521,16 +525,22 @@ class Dispatcher:
 
     # ── deliver ──────────────────────────────────────────────────────────────────────────────────
 
-    def _start(self) -> None:
-        """As many attempts as the gates let through; the lane that had its turn longest ago comes first."""
+    def _start(self, most: int) -> bool:
+        """As many attempts as the gates let through, at `most` so many tasks a destination; whether more are to be made.
+
+        The lane that had its turn longest ago comes first.
+        """
         now = self._clock.now()
         self._turns = {number: deque() for number in self._targets}
         for own in sorted(self._at_work(), key=lambda own: own.started_at):
             if own.buffer:
                 self._turns[own.lane.destination].append(own)
+        more = False
         for number, turns in self._turns.items():
             target, gate = self._targets[number], self._gates[number]
-            for _ in range(gate.room(now) if turns and self._may_start() else 0):
+            room = gate.room(now) if turns and self._may_start() else 0
+            more |= room > most and (len(turns) > 1 or (bool(turns) and len(turns[0].buffer) > most))
+            for _ in range(min(room, most)):
                 if (first := self._next(number)) is None:
                     break
                 task = asyncio.create_task(self._work_off(first, self._begun(first, gate), target, gate))
@@ -539,6 +549,7 @@ class Dispatcher:
             self._counts[number].tell_gate(in_flight=gate.in_flight, limit=gate.limit, paused=gate.paused)
         for counts in self._counts.values():
             counts.tell()
+        return more
 
     def _may_start(self) -> bool:
         """What is settled too late is done twice; what was leased too long ago is somebody else's."""
@@ -634,9 +645,9 @@ class Dispatcher:
             outcome, decision = await self._try(target, taken, delivery, watched)
             span.ended(
                 kind_of(outcome).word,
-                failed=decision.verdict != Verdict.DELIVERED and not isinstance(outcome, Pending),
+                failed=decision is not DELIVERED and not isinstance(outcome, Pending),
             )
-        took = max(self._clock.now() - at, timedelta(0))  # the clock may have been set meanwhile
+        took = max(self._clock.now() - at, NO_TIME)  # the clock may have been set meanwhile
         return _settlement(own, taken, target, outcome, decision, at, took, span.trace), outcome
 
     async def _try(
@@ -720,7 +731,8 @@ class Dispatcher:
     async def _settle(self) -> None:
         """A batch leaves as soon as the one before is written."""
         while True:
-            self._done = [s for s in self._done if self._owns(s)]  # the others' successor has them
+            epochs = {number: own.lane.epoch for number, own in self._lanes.items()}
+            self._done = [s for s in self._done if epochs.get(s.lane) == s.epoch]  # the others' successor has them
             batch = self._done[:LARGEST_SETTLE]
             if not batch:
                 self._settling_fails = False  # what could not be written is the others' now
@@ -781,14 +793,15 @@ class Dispatcher:
 
     def _tell(self, settled: Sequence[tuple[Settlement, datetime | None]]) -> None:
         now, bound = self._clock.now(), log.bind()  # once: it costs more than what is said with it
+        took: dict[int, list[float]] = {settlement.destination: [] for settlement, _ in settled}
+        age: dict[int, list[float]] = {number: [] for number in took}
         for settlement, again in settled:
-            taken, name = settlement.taken, self._name(settlement.destination)
-            counts = self._counts[settlement.destination]
-            counts.attempt_seconds.observe(settlement.took.total_seconds())
-            facts = {"event_id": taken.event_id, "destination": name, "attempt": taken.attempts + 1}
+            taken, number = settlement.taken, settlement.destination
+            facts = {"event_id": taken.event_id, "destination": self._name(number), "attempt": taken.attempts + 1}
+            took[number].append(settlement.took.total_seconds())
             match settlement.verdict:
                 case Verdict.DELIVERED:
-                    counts.delivery_seconds.observe((now - taken.owed_since).total_seconds())
+                    age[number].append((now - taken.owed_since).total_seconds())
                     bound.debug(LogEvent.DELIVERY_SETTLED, outcome="delivered", **facts)
                 case Verdict.LATER:
                     assert again is not None
@@ -798,6 +811,9 @@ class Dispatcher:
                     bound.warning(LogEvent.DELIVERY_DEAD, cause=settlement.cause, **facts)
                     created = taken.event.traceparent if taken.event else None
                     self._tracing.note(SpanName.DEAD_LETTER, created, taken.event_id, {})
+        for number, seconds in took.items():
+            self._counts[number].attempt_seconds.observe_each(seconds)
+            self._counts[number].delivery_seconds.observe_each(age[number])
 
     async def _again(self, unsettled: list[Settlement], settled: Settled) -> list[Settlement]:
         """What could not be settled: fenced is forgotten, moved is looked for, skipped is tried again."""
@@ -856,6 +872,8 @@ def sound(outcome: Outcome) -> Outcome:
     """An outcome that can be judged and stored; what is none raises, whoever made it."""
     if not isinstance(outcome, Outcome):
         raise TypeError(f"{type(outcome).__name__} is no outcome")
+    if isinstance(outcome, Delivered) and isinstance(outcome.receipt, str) and isinstance(outcome.status, int | None):
+        return outcome
     words = (getattr(outcome, "reason", ""), getattr(outcome, "receipt", ""))
     if not all(isinstance(word, str) for word in words) or not isinstance(outcome.status, int | None):
         raise TypeError(f"{type(outcome).__name__} holds something that it should not")

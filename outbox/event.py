@@ -38,7 +38,7 @@ class State(StrEnum):
     DISCARDED = "discarded"
 
 
-class Event(msgspec.Struct, frozen=True, kw_only=True):
+class Event(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """One fact, with the attributes of CloudEvents 1.0; `data` holds what a policy kept, and nothing else.
 
     Values of `data` are JSON: int, bool, str (a decimal is "42.50", a timestamp RFC 3339 in UTC) or a list of these.
@@ -57,7 +57,7 @@ class Event(msgspec.Struct, frozen=True, kw_only=True):
     traceparent: str | None  # the span that created the event (W3C Trace Context)
 
 
-class Delivery(msgspec.Struct, frozen=True, kw_only=True):
+class Delivery(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """One event on its way to one destination.
 
     The pair is its identity: the same over retries, replays and crashes, so a partner can recognise it.
@@ -155,12 +155,13 @@ class OutcomeKind(IntEnum):
 
 
 _WORDS = [kind.name.lower() for kind in OutcomeKind]
+_DELIVERED = OutcomeKind.DELIVERED  # which most of them are; looking a member up in its enum is not free
 
 
 def kind_of(outcome: Outcome) -> OutcomeKind:
     match outcome:
         case Delivered():
-            return OutcomeKind.DELIVERED
+            return _DELIVERED
         case Duplicate():
             return OutcomeKind.DUPLICATE
         case Pending():
