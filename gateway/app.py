@@ -29,6 +29,7 @@ from observability.metrics import Metrics
 from observability.names import LogEvent
 from outbox.database import ReadOnly, Unavailable, UnsuitableError, migrate, migrations_pending
 from outbox.embedded import Embedded
+from outbox.embedded_folder import EmbeddedFolder
 from outbox.ending import end
 from outbox.pooler import refuse_pooler
 
@@ -52,19 +53,21 @@ MOST_FILES = 65_536
 OF_THE_PROGRAM = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR2)
 
 
-def serve(config: Config, embedded: Embedded | None, *, role: str, workers: int, environ: Mapping[str, str]) -> int:
+def serve(config: Config, folder: EmbeddedFolder | None, *, role: str, workers: int, environ: Mapping[str, str]) -> int:
     """Run until SIGTERM or SIGINT; the exit status.  Raises what `expected` in gateway/commands.py can tell a person."""
     _allow_many_connections()
     gc.freeze()  # what the program is made of stays: to look through it for garbage takes 80 ms, each time
     if WORKER in environ:
         work = _worker(config, role, workers, environ)
     else:
-        work = _main(config, embedded, role, workers, environ)
+        work = _main(config, folder, role, workers, environ)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop if uvloop else None) as runner:
         return runner.run(work)
 
 
-async def _main(config: Config, begun: Embedded | None, role: str, workers: int, environ: Mapping[str, str]) -> int:
+async def _main(
+    config: Config, folder: EmbeddedFolder | None, role: str, workers: int, environ: Mapping[str, str]
+) -> int:
     """The process that was started: it has the embedded Postgres, if there is one, and does the work or has it done."""
     metrics = Metrics(version=VERSION) if workers == 1 else Metrics()
     with configure(config.observability.logs, dropped=metrics.log_lines_dropped.inc) as logs:
@@ -73,7 +76,7 @@ async def _main(config: Config, begun: Embedded | None, role: str, workers: int,
         renew = _heard(signal.SIGUSR2)
         log.info(LogEvent.SERVE_STARTING, version=VERSION, role=role, workers=workers)
         _tell_what_is_armed()
-        embedded = await _unless(stop, begun.serve()) if begun else None
+        embedded = await _unless(stop, Embedded(folder).serve()) if folder else None
         try:
             if stop.is_set():
                 return 0

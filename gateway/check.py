@@ -14,7 +14,8 @@ from gateway.partners import Partners
 from gateway.policy_versions import PolicyVersions
 from observability.tracing import Tracing
 from outbox.database import Database, Unavailable, UnsuitableError, migrations_pending
-from outbox.embedded import EmbeddedError, running
+from outbox.embedded import running
+from outbox.embedded_folder import EmbeddedError
 from outbox.fleet import Fleet, Process
 from outbox.pooler import refuse_pooler
 from outbox.records import Records, Standing

@@ -32,7 +32,8 @@ from observability.logs import configure
 from outbox.database import Database, Unavailable, UnsuitableError, migrations_pending
 from outbox.database import migrate as apply
 from outbox.destinations import Destinations, UnknownDestinationError
-from outbox.embedded import EmbeddedError, running
+from outbox.embedded import running
+from outbox.embedded_folder import EmbeddedError
 from outbox.page import BadCursorError
 from outbox.pooler import refuse_pooler
 from outbox.records import Records

@@ -11,7 +11,7 @@ import click
 
 from gateway import config as configuration
 from observability.failpoints import VARIABLE, arm
-from outbox.embedded import Embedded
+from outbox.embedded_folder import EmbeddedFolder
 
 WORKER = "SLUICEGATE_WORKER"  # how a process knows that it is one of several: the DSN that its parent found
 
@@ -21,12 +21,12 @@ def serve(path: Path, role: str, workers: int | None) -> int:
     arm(os.environ.get(VARIABLE, ""))
     config = configuration.load(path, os.environ)
     its_own = config.database == "embedded" and WORKER not in os.environ
-    begun = Embedded.begin(config.folder) if its_own else None
+    folder = EmbeddedFolder.begin(config.folder) if its_own else None
 
     from gateway import app  # noqa: PLC0415 — all that is to be read while Postgres starts
     from gateway.listening import AddressError  # noqa: PLC0415
 
     try:
-        return app.serve(config, begun, role=role, workers=workers or config.serve.workers, environ=os.environ)
+        return app.serve(config, folder, role=role, workers=workers or config.serve.workers, environ=os.environ)
     except AddressError as error:
         raise click.ClickException(str(error)) from error

@@ -28,6 +28,7 @@ LEAST = {
 }  # ahead; with less, somebody has to find out what keeps them from being made
 PATIENCE = timedelta(milliseconds=50)  # how long a lock is waited for, each time, and so whoever queues up behind us
 TRIES = 70
+BREATH = timedelta(milliseconds=50)  # after each, since all who write have to plan anew then
 GONE = (asyncpg.UndefinedTableError, asyncpg.ObjectNotInPrerequisiteStateError)  # somebody was quicker
 MAKING = 0x51C2  # the advisory lock of whoever makes a partition
 DAILY = ("events", "attempts")
@@ -65,6 +66,7 @@ class Partitions:
             for day in days:
                 if day not in there:
                     await self._make(table, _of_day(table, day))
+                    await asyncio.sleep(BREATH.total_seconds())
         await self._ensure_buckets(today, now)
         return await self.ahead(now)
 
@@ -154,9 +156,11 @@ class Partitions:
         failpoint("partitions.before_drop")
         if not partition.leaving:
             await self._patiently(f"ALTER TABLE {table} DETACH PARTITION {partition.name} CONCURRENTLY", GONE)
+            await asyncio.sleep(BREATH.total_seconds())
         await self._patiently(f"ALTER TABLE {table} DETACH PARTITION {partition.name} FINALIZE", GONE)
         failpoint("partitions.detached")
         await self._patiently(f"DROP TABLE IF EXISTS {partition.name}")
+        await asyncio.sleep(BREATH.total_seconds())
 
     async def drop_old_buckets(self, now: datetime) -> list[str]:
         """Those before the one before the present one."""

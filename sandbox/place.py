@@ -22,7 +22,7 @@ from typing import Self
 
 import click
 
-from outbox.embedded import Lock
+from outbox.embedded_folder import Lock
 from sandbox.partners import Ports
 
 SIGNING = ("monitoring", "ledger", "mail", "on-call", "register")

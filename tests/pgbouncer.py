@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from outbox.embedded import binaries
+from outbox.embedded_folder import binaries
 from tests.postgres import folder_of_servers
 from tests.program import free_port, until
 

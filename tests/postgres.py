@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from outbox.embedded import binaries
+from outbox.embedded_folder import binaries
 from tests.program import free_port, until
 
 # As somebody whom Postgres accepts, as the keeper of the embedded one does it.

@@ -216,6 +216,19 @@ print(sorted({heavy} & set(sys.modules)))
     assert "Usage: " in done.stdout
 
 
+def test_serve_starts_its_postgres_before_the_rest_of_the_program_is_read() -> None:
+    heavy = "{'asyncpg', 'aiohttp', 'structlog', 'prometheus_client', 'opentelemetry', 'gateway.app'}"
+    program = f"""
+import sys
+import gateway.cli, gateway.serve
+from connectors import kinds
+kinds()["http"]
+print(sorted({heavy} & set(sys.modules)))
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == ["[]"]
+
+
 def test_a_configuration_with_mistakes_starts_nothing(tmp_path: Path) -> None:
     path = tmp_path / "sluicegate.yaml"
     path.write_text("database: embedded\nroutes: {all: {to: [nowhere]}}\n")

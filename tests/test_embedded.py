@@ -21,7 +21,8 @@ from structlog.testing import capture_logs
 
 from observability.names import LogEvent
 from outbox import embedded
-from outbox.embedded import Embedded, EmbeddedError, running
+from outbox.embedded import Embedded, running
+from outbox.embedded_folder import EmbeddedError
 
 ROOT = Path(__file__).parent.parent
 CANARY = "canary-Maria-Example-1980"
