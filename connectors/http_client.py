@@ -5,7 +5,8 @@ A client belongs to one destination: its connections, its TLS, its limit.  It fo
 deadline for all of it, and sends a request once.
 
 It stands on aiohttp's connector and not on its session, which sends a GET, PUT or DELETE a second time by itself when a
-kept-alive connection drops; and here it is plain to see where a request leaves.
+kept-alive connection drops; and here it is plain to see where a request leaves.  Answers are parsed by aiohttp.  A request
+is written here, in one piece: line by line of visible ASCII, its length told, so that none can hide another.
 """
 
 import asyncio
@@ -19,6 +20,7 @@ from ipaddress import IPv4Network, IPv6Network
 
 import aiohttp
 from aiohttp.connector import Connection
+from aiohttp.http import HttpProcessingError, RawResponseMessage
 from yarl import URL
 
 from connectors import Blocked, Delivered, Retry, Unknown
@@ -31,6 +33,8 @@ MOST = 64 * 1024
 
 PATIENCE = timedelta(seconds=1)
 """For the rest of an answer that nobody reads: its connection is worth no more than that."""
+
+BODILESS = frozenset({"GET", "HEAD"})
 
 KEEP_ALIVE = timedelta(seconds=4)
 """Below the 5 s after which common servers hang up on an idle connection, so that we seldom meet one hanging up."""
@@ -75,7 +79,10 @@ class Client:
             limit=concurrency,
             keepalive_timeout=KEEP_ALIVE.total_seconds(),
         )
-        self._headers = {"user-agent": agent, "accept-encoding": "identity"}
+        self._place = aiohttp.ClientRequest(
+            "GET", self._origin, loop=self._loop
+        )  # whom to connect to; it is never sent
+        self._headers = {"accept": "*/*", "accept-encoding": "identity", "user-agent": agent}
         self._seconds = timeout.total_seconds()
 
     async def send(
@@ -92,32 +99,39 @@ class Client:
 
         The status is the answer: once it is here, nothing that becomes of the body changes what the partner said.
         """
-        connection = response = None
+        connection = message = None
         with tracing.call(method, self._host, self._port) as call:
             request = self._request(method, url, {**self._headers, **headers, "traceparent": call.traceparent}, body)
             try:
                 async with asyncio.timeout(self._seconds) as deadline:
-                    connection = await self._connector.connect(request, [], _NO_LIMITS)
-                    response = await _exchange(request, connection)
-                    call.answered(response.status)
-                    if response.content.is_eof() and not read:
-                        return Answer(response.status, response.headers)  # its connection is free again already
+                    connection = await self._connector.connect(self._place, [], _NO_LIMITS)
+                    message, content = await _exchange(connection, request, with_body=method != "HEAD")
+                    call.answered(message.code)
+                    if content.is_eof() and not read:
+                        connection.release()
+                        return Answer(message.code, message.headers)
                     if not read:
                         deadline.reschedule(min(deadline.when() or 0, self._loop.time() + PATIENCE.total_seconds()))
-                    return await _read(response, read)
-            except (aiohttp.ClientError, OSError) as error:
-                if response is not None:
-                    response.close()
-                    return Answer(response.status, response.headers, whole=False)
+                    said, whole = await _read(content, read)
+                    if whole:
+                        connection.release()
+                    return Answer(message.code, message.headers, said, whole)
+            except (aiohttp.ClientError, HttpProcessingError, OSError) as error:
+                if message is not None:
+                    return Answer(message.code, message.headers, whole=False)
                 failure = _judged(error, left=connection is not None)
                 call.failed(failure.code)
                 return failure.outcome
+            finally:
+                if connection is not None:  # one that was released is its connector's
+                    connection.close()
 
     async def reach(self, url: URL) -> Delivered | NoAnswer:
         """Connects as `send` would, and sends nothing."""
         try:
             async with asyncio.timeout(self._seconds):
-                connection = await self._connector.connect(self._request("GET", url, {}, None), [], _NO_LIMITS)
+                self._refuse_elsewhere(url)
+                connection = await self._connector.connect(self._place, [], _NO_LIMITS)
         except (aiohttp.ClientError, OSError) as error:
             return _judged(error, left=False).outcome
         connection.close()
@@ -127,50 +141,46 @@ class Client:
         await self._connector.close()
         await self._resolver.close()
 
-    def _request(self, method: str, url: URL, headers: Mapping[str, str], body: bytes | None) -> aiohttp.ClientRequest:
+    def _request(self, method: str, url: URL, headers: Mapping[str, str], body: bytes | None) -> bytes:
+        """All of it, as it goes out."""
+        self._refuse_elsewhere(url)
+        lines = [f"{method} {url.raw_path_qs} HTTP/1.1", f"host: {url.host_port_subcomponent}"]
+        lines += [f"{name}: {value}" for name, value in headers.items()]
+        if body is not None or method not in BODILESS:
+            lines.append(f"content-length: {len(body or b'')}")
+        for line in lines:
+            if not (line.isascii() and line.isprintable()):
+                raise ValueError(f"the header {line.partition(':')[0]!a} would hold more than visible ASCII")
+        return "\r\n".join([*lines, "", ""]).encode() + (body or b"")
+
+    def _refuse_elsewhere(self, url: URL) -> None:
         if url.origin() != self._origin:
             raise ValueError("the request leads away from its destination")
-        for name, value in headers.items():
-            if not (value.isascii() and value.isprintable()):
-                raise ValueError(f"the header {name} would hold more than visible ASCII")
-        return aiohttp.ClientRequest(
-            method,
-            url,
-            headers=headers,
-            data=body,
-            loop=self._loop,
-            response_class=aiohttp.ClientResponse,
-        )
 
 
-async def _exchange(request: aiohttp.ClientRequest, connection: Connection) -> aiohttp.ClientResponse:
-    """Sends the request on this connection, and waits for the head of its answer."""
-    try:
-        assert connection.protocol is not None
-        connection.protocol.set_response_params(
-            skip_payload=request.method == "HEAD", read_until_eof=True, auto_decompress=False, read_bufsize=MOST
-        )
-        response = await request.send(connection)
-        try:
-            await response.start(connection)
-        except BaseException:
-            response.close()
-            raise
-    except BaseException:
-        connection.close()
-        raise
-    return response
+async def _exchange(
+    connection: Connection, request: bytes, *, with_body: bool
+) -> tuple[RawResponseMessage, aiohttp.StreamReader]:
+    """Sends the request on this connection, and waits for the head of its answer; what is provisional is passed over."""
+    protocol, transport = connection.protocol, connection.transport
+    if protocol is None or transport is None or transport.is_closing():
+        raise ConnectionResetError
+    protocol.set_response_params(
+        skip_payload=not with_body, read_until_eof=True, auto_decompress=False, read_bufsize=MOST
+    )
+    transport.write(request)
+    while True:
+        message, content = await protocol.read()
+        if not 100 <= message.code < 200 or message.code == HTTPStatus.SWITCHING_PROTOCOLS:
+            return message, content
 
 
-async def _read(response: aiohttp.ClientResponse, wanted: int) -> Answer:
+async def _read(content: aiohttp.StreamReader, wanted: int) -> tuple[bytes, bool]:
+    """So much of a body; and whether it ended where it should, within what is read at the most."""
     body, limit = bytearray(), max(wanted, MOST)
-    while len(body) <= limit and not response.content.at_eof():
-        body += await response.content.readany()
-    if whole := len(body) <= limit:
-        response.release()
-    else:
-        response.close()
-    return Answer(response.status, response.headers, bytes(body[:wanted]), whole)
+    while len(body) <= limit and not content.at_eof():
+        body += await content.readany()
+    return bytes(body[:wanted]), len(body) <= limit
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,7 +189,7 @@ class _Failure:
     outcome: NoAnswer
 
 
-def _judged(error: aiohttp.ClientError | OSError, *, left: bool) -> _Failure:
+def _judged(error: aiohttp.ClientError | HttpProcessingError | OSError, *, left: bool) -> _Failure:
     """What an error means for what was to be sent; none of its text, which can hold addresses and more, is kept."""
     match error:
         case aiohttp.ClientConnectorCertificateError(certificate_error=OSError() as cause):
@@ -192,7 +202,7 @@ def _judged(error: aiohttp.ClientError | OSError, *, left: bool) -> _Failure:
             return _Failure("timeout", Unknown("no answer in time"))
         case TimeoutError():
             return _Failure("timeout", Retry("no connection in time", whole_destination=True))
-        case aiohttp.ClientResponseError():
+        case HttpProcessingError():
             return _Failure("protocol", Unknown("its answer is not HTTP"))
         case _ if left:
             return _Failure("reset", Unknown("hung up before it answered"))

@@ -277,10 +277,50 @@ async def test_a_header_holds_visible_ascii_or_nothing_is_sent(running: Running)
     for value in ("grün", "a\r\nb: c", "a\tb", "a\x00"):
         with pytest.raises(ValueError, match="visible ASCII"):
             await client.send("POST", URL(partner.url), headers={"x-note": value}, tracing=TRACING, body=b"")
+        with pytest.raises(ValueError, match="visible ASCII"):
+            await client.send("POST", URL(partner.url), headers={value: "x"}, tracing=TRACING, body=b"")
     with pytest.raises(ValueError, match="leads away"):
         await client.send("POST", URL("http://127.0.0.2:1/"), headers={}, tracing=TRACING, body=b"")
     await client.close()
     assert not partner.received
+
+
+async def test_what_is_sent_tells_its_length_once_and_no_path_or_body_makes_two_requests_of_it() -> None:
+    came: list[bytes] = []
+    hung_up = asyncio.Event()
+
+    async def note(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while read := await reader.read(65536):
+            came.append(read)
+            writer.write(OK + b"content-length: 0\r\n\r\n")
+        writer.close()
+        await writer.wait_closed()
+        hung_up.set()
+
+    server = await asyncio.start_server(note, "127.0.0.1", 0)
+    origin = URL(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}")
+    client = Client(
+        origin,
+        allow=[ip_network("127.0.0.1/32")],
+        ca=None,
+        timeout=timedelta(seconds=5),
+        concurrency=1,
+        agent="test",
+    )
+    second = "\r\n\r\nGET /second HTTP/1.1\r\nhost: x\r\n\r\n"
+    await client.send("POST", origin / f"a b{second}", headers={}, tracing=TRACING, body=second.encode())
+    await client.send("GET", origin.with_query(q=second), headers={}, tracing=TRACING)
+    await client.send("POST", origin, headers={}, tracing=TRACING)
+    await client.close()
+    await hung_up.wait()
+    server.close()
+    posted, got, empty = came
+    head, _, body = posted.partition(b"\r\n\r\n")
+    assert body == second.encode()
+    assert head.count(b" HTTP/1.1\r\n") == 1
+    assert [line for line in head.split(b"\r\n") if b"length" in line] == [b"content-length: %d" % len(body)]
+    assert (got.count(b"\r\n\r\n"), b"length" in got) == (1, False)
+    assert empty.endswith(b"content-length: 0\r\n\r\n")
 
 
 async def test_connections_are_kept_and_their_number_is_bounded(running: Running, opens: Opens) -> None:
@@ -512,6 +552,37 @@ async def test_the_status_is_the_answer_whatever_becomes_of_the_body(
     began = time.monotonic()
     assert await opens(partner.url).deliver(DELIVERY) == Delivered(status=200)
     assert time.monotonic() - began < 1.5
+
+
+async def test_what_is_said_before_the_answer_is_none(running: Running, opens: Opens) -> None:
+    partner = await running(
+        writes(b"HTTP/1.1 103 Early Hints\r\nlink: </a>\r\n\r\n", OK + b"content-length: 0\r\n\r\n")
+    )
+    connector = opens(partner.url)
+    assert await connector.deliver(DELIVERY) == await connector.deliver(DELIVERY) == Delivered(status=200)
+    assert partner.connections == 1
+
+
+async def test_more_than_one_answer_is_believed_once_and_its_connection_is_not_used_again(
+    running: Running, opens: Opens
+) -> None:
+    partner = await running(
+        writes((OK + b"content-length: 0\r\n\r\n") + b"HTTP/1.1 500 No\r\ncontent-length: 0\r\n\r\n")
+    )
+    connector = opens(partner.url)
+    for _ in range(3):
+        assert await connector.deliver(DELIVERY) == Delivered(status=200)
+    assert partner.connections == 3
+
+
+async def test_a_partner_that_wants_another_protocol_is_refused(running: Running, opens: Opens) -> None:
+    partner = await running(
+        writes(b"HTTP/1.1 101 Switching Protocols\r\nupgrade: x\r\nconnection: upgrade\r\n\r\nmore")
+    )
+    connector = opens(partner.url)
+    for _ in range(2):
+        assert isinstance(await connector.deliver(DELIVERY), Refused)
+    assert partner.connections == 2
 
 
 async def test_a_body_cut_off_changes_nothing_about_what_was_said(running: Running, opens: Opens) -> None:
