@@ -13,7 +13,6 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from uuid import UUID, uuid4
 
 import msgspec
@@ -130,7 +129,7 @@ def arrival(house: House, source: str, party: int) -> Arrival:
     made, ledger = house.arrival(), house.destinations["ledger"]
     lane, key = ledger.place(made.event.id, None, ordered=False, party=party)
     debt = Debt(lane=lane, destination=ledger.id, key=key, give_up=None)
-    return replace(made, event=msgspec.structs.replace(made.event, source=source), debts=(debt,))
+    return msgspec.structs.replace(made, event=msgspec.structs.replace(made.event, source=source), debts=(debt,))
 
 
 def p95(took: list[float]) -> float:

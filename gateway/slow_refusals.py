@@ -6,11 +6,12 @@ that posts on and on over its connections is slowed down by them, at no cost her
 
 import asyncio
 import time
+from random import uniform
 
 from gateway.token_bucket import TokenBucket
 
 AT_ONCE = 20.0  # refusals of one source a second
-PAUSE = 0.5  # seconds; a sender such as Odoo waits for one
+SHORTEST, LONGEST = 0.5, 0.9  # seconds of a pause; a sender such as Odoo waits for one
 MOST = 1000  # that wait at a time; their memory is worth more than what they would be kept from
 
 
@@ -29,6 +30,6 @@ class SlowRefusals:
             return
         self._paused += 1
         try:
-            await asyncio.sleep(PAUSE)
+            await asyncio.sleep(uniform(SHORTEST, LONGEST))  # noqa: S311  else all of them would come back at once
         finally:
             self._paused -= 1

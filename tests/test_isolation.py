@@ -11,7 +11,7 @@ import pytest_asyncio
 
 from gateway import config as configuration
 from gateway.parties import lanes, parties
-from gateway.slow_refusals import AT_ONCE, MOST, SlowRefusals
+from gateway.slow_refusals import AT_ONCE, LONGEST, MOST, SHORTEST, SlowRefusals
 from outbox import intake_batch
 from outbox.database import Unavailable
 from outbox.event import Delivered
@@ -111,6 +111,8 @@ async def test_a_few_refusals_are_answered_at_once_and_a_flood_of_them_late(monk
     answers = [asyncio.create_task(slowly.before("shop")) for _ in range(5000)]
     await asyncio.wait(answers, timeout=0.2)
     assert len(paused) == MOST  # the memory of those that wait is bounded, too
+    assert SHORTEST <= min(paused) < max(paused) <= LONGEST  # not all of them come back in the same moment
+    assert len(set(paused)) > MOST / 2
     answered = sum(answer.done() for answer in answers)
     assert answered == 5000 - MOST
     assert AT_ONCE < MOST
