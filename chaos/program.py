@@ -23,7 +23,7 @@ SLUICEGATE = str(Path(sys.executable).with_name("sluicegate"))
 class Program:
     """A process of the product, by its name: `gateway-1`, `dispatcher-2`."""
 
-    def __init__(self, folder: Path, name: str, role: str, configuration: str, environ: Mapping[str, str]) -> None:
+    def __init__(self, folder: Path, name: str, role: str, text: str, environ: Mapping[str, str]) -> None:
         self.name = name
         self.role = role
         self.port = free_port()
@@ -31,8 +31,8 @@ class Program:
         self.next_lives: list[str] = []  # what is armed in each of them; then nothing
         self._folder = folder / name
         self._folder.mkdir(parents=True)
-        self._path = self._folder / "sluicegate.yaml"
-        self._path.write_text(configuration.replace("PORT", str(self.port)))
+        self.configuration = self._folder / "sluicegate.yaml"
+        self.configuration.write_text(text.replace("PORT", str(self.port)))
         self._environ = {**os.environ, **environ}
         self._environ.pop(VARIABLE, None)
         self._process: subprocess.Popen[bytes] | None = None
@@ -47,7 +47,7 @@ class Program:
         """The failpoints are armed in this life only."""
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
-                [*self.prefix, SLUICEGATE, "serve", "--config", str(self._path), "--role", self.role],
+                [*self.prefix, SLUICEGATE, "serve", "--config", str(self.configuration), "--role", self.role],
                 env={**self._environ, **({VARIABLE: failpoints} if failpoints else {})},
                 stdin=subprocess.DEVNULL,
                 stdout=log if self.output is None else self.output,
@@ -61,10 +61,10 @@ class Program:
 
     def reconfigure(self, old: str, new: str) -> None:
         """Its file says something else; it learns it by SIGHUP."""
-        text = self._path.read_text()
+        text = self.configuration.read_text()
         if old not in text:
             raise ValueError(f"the configuration does not say {old!r}")
-        self._path.write_text(text.replace(old, new))
+        self.configuration.write_text(text.replace(old, new))
 
     def supervise(self) -> None:
         """Whenever it ends it is started again, until `end`."""

@@ -1,24 +1,19 @@
 """An older and a newer release side by side on one database, and the schema changing under both of them."""
 
 import asyncio
-import shutil
-import subprocess
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 import asyncpg
 import pytest
 
+from chaos.release import NEWER, Release
 from outbox.database import shipped_migrations, this_program
-from tests.program import COMMAND, Partner, Program, configuration, ended_with, partner, until
+from tests.program import Partner, Program, configuration, ended_with, partner, until
 from tests.test_rolling import sending, sent_twice
 
-ROOT = Path(__file__).parent.parent
-PACKAGES = ("gateway", "outbox", "connectors", "dead_letter", "observability")
-NEWER = "99.0.0"
 NEXT = len(shipped_migrations()) + 1
 
 EXPAND = {  # what the older release does not know, and need not know
@@ -30,37 +25,10 @@ EXPAND = {  # what the older release does not know, and need not know
 }
 
 
-@dataclass
-class Release:
-    """This program in a folder of its own, with another number and further migrations."""
-
-    folder: Path
-    migrations: int = NEXT
-
-    @classmethod
-    def newer(cls, folder: Path) -> "Release":
-        for package in PACKAGES:
-            shutil.copytree(ROOT / package, folder / package)
-        about = folder / f"sluicegate-{NEWER}.dist-info"
-        about.mkdir()
-        (about / "METADATA").write_text(f"Metadata-Version: 2.4\nName: sluicegate\nVersion: {NEWER}\n")
-        return cls(folder)
-
-    def bring(self, name: str, sql: str, *, runs_from: str) -> None:
-        file = self.folder / "outbox/migrations" / f"{self.migrations:04}_{name}.sql"
-        file.write_text(f"-- runs_from: {runs_from}\n{sql}")
-        self.migrations += 1
-
-    @property
-    def environ(self) -> dict[str, str]:
-        return {"PYTHONPATH": str(self.folder)}
-
-    def migrate(self, program: Program) -> str:
-        command = [*COMMAND, "migrate", "--config", str(program.path)]
-        environ = program.environ | self.environ
-        done = subprocess.run(command, env=environ, capture_output=True, text=True, timeout=120, check=False)
-        assert done.returncode == 0, done.stderr
-        return done.stdout
+def migrate(release: Release, program: Program) -> str:
+    status, said = asyncio.run(release.migrate(program.path, program.environ))
+    assert status == 0, said
+    return said
 
 
 @pytest.fixture(scope="module")
@@ -119,7 +87,7 @@ def read_for_long(dsn: str, seconds: float) -> Iterator[None]:
 def test_two_releases_work_side_by_side_while_the_schema_grows_and_the_older_one_is_refused_when_it_must_be(
     tmp_path: Path, dsn: str, sink: Partner
 ) -> None:
-    release = Release.newer(tmp_path / "newer")
+    release = Release(tmp_path / "newer")
     for name, sql in EXPAND.items():
         release.bring(name, sql, runs_from=this_program())
     text = configuration(partner=sink.address, database="env:DATABASE")
@@ -134,7 +102,7 @@ def test_two_releases_work_side_by_side_while_the_schema_grows_and_the_older_one
         with sending(old) as to_the_old:
             until(lambda: len(to_the_old.events) > 20, 30, "some load")
             with waits_for_tables(dsn) as waits, read_for_long(dsn, 3):
-                told = release.migrate(new)
+                told = migrate(release, new)
             assert "column" in told
             assert "index" in told
             assert 0 < max(waits) < 2
@@ -159,7 +127,7 @@ def test_two_releases_work_side_by_side_while_the_schema_grows_and_the_older_one
         assert sent_twice(sink) == []
 
         release.bring("contract", "ALTER TABLE pending DROP COLUMN remark;\n", runs_from=NEWER)
-        assert "contract" in release.migrate(new)
+        assert "contract" in migrate(release, new)
         assert old.stop(within=60) == 0
         old.begin_a_new_page()
         old.start()

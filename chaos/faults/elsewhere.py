@@ -23,7 +23,7 @@ from chaos.partner import WELL, Mood
 from chaos.stage import KEEPER, Plan, Stage
 
 TLS = {"expired": 1, "wrong-host": 2, "self-signed": 3, "old-tls": 4}
-BACKLOG = 300_000
+BACKLOG = 1_000_000
 
 
 def aside(names: list[str]) -> str:
