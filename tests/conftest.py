@@ -1,8 +1,11 @@
 """What every test may ask for: a Postgres of its own session, and in it a fresh database with the schema in place."""
 
 import os
+import shutil
 from collections.abc import AsyncIterator
 from itertools import count
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from urllib.parse import urlsplit
 
 import asyncpg
@@ -18,6 +21,8 @@ settings.register_profile("deep", max_examples=500, stateful_step_count=60, dead
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
 
 TEMPLATE = "migrated"
+MEMORY = Path("/dev/shm")
+ROOM = 4 * 1024**3
 numbers = count(1)
 
 
@@ -27,13 +32,21 @@ def in_database(server: str, name: str, *, user: str = "sluicegate") -> str:
 
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
-async def server(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[str]:
-    """One embedded Postgres for all tests; its databases are what is fresh."""
-    embedded = await Embedded.start(tmp_path_factory.mktemp("embedded"))
-    await as_superuser(embedded.dsn, f"CREATE DATABASE {TEMPLATE} OWNER sluicegate")
-    await migrate(in_database(embedded.dsn, TEMPLATE))
-    yield embedded.dsn
-    await embedded.stop()
+async def server() -> AsyncIterator[str]:
+    """One embedded Postgres for all tests; its databases are what is fresh.
+
+    No test cuts the power, so it lies in memory where there is room: each test makes a database, and many commit often.
+    """
+    with TemporaryDirectory(prefix="sluicegate-tests-", dir=MEMORY if has_room(MEMORY) else None) as folder:
+        embedded = await Embedded.start(Path(folder))
+        await as_superuser(embedded.dsn, f"CREATE DATABASE {TEMPLATE} OWNER sluicegate")
+        await migrate(in_database(embedded.dsn, TEMPLATE))
+        yield embedded.dsn
+        await embedded.stop()
+
+
+def has_room(folder: Path) -> bool:
+    return folder.is_dir() and os.access(folder, os.W_OK) and shutil.disk_usage(folder).free > ROOM
 
 
 @pytest_asyncio.fixture

@@ -56,7 +56,7 @@ class Senders:
 
 
 @contextmanager
-def sending(program: Program, *, keeping: int = 4, fresh: int = 4, pause: float = 0.005) -> Iterator[Senders]:
+def sending(program: Program, *, keeping: int = 4, fresh: int = 4, pause: float = 0.05) -> Iterator[Senders]:
     senders = Senders(program.port)
     threads = [
         threading.Thread(target=senders.send, kwargs={"keeps": n < keeping, "pause": pause})
