@@ -24,7 +24,7 @@ run: .venv/ready
 	@$(BIN)/sluicegate demo
 
 test: lint types
-	$(BIN)/pytest -n 2 --dist loadfile $(PYTEST)
+	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder $(PYTEST)
 
 lint: .venv/ready
 	$(BIN)/ruff check .

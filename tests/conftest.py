@@ -21,6 +21,7 @@ settings.register_profile("deep", max_examples=500, stateful_step_count=60, dead
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
 
 TEMPLATE = "migrated"
+LONGEST = ("serve", "rolling", "docs", "versions", "failover", "backup", "embedded", "outbox_attacks", "soak")
 MEMORY = Path("/dev/shm")
 ROOM = 4 * 1024**3
 numbers = count(1)
@@ -83,6 +84,12 @@ async def as_superuser(server: str, statement: str) -> None:
         await connection.execute(statement)
     finally:
         await connection.close()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest files first, so that at the end nobody waits for one of them."""
+    longest = {f"test_{name}.py": place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: longest.get(item.path.name, len(longest)))
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

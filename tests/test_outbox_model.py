@@ -38,7 +38,7 @@ from observability.tracing import Tracing
 from outbox.clock import Identities
 from outbox.database import Database
 from outbox.destinations import Destinations
-from outbox.dispatcher import Dispatcher, Target
+from outbox.dispatcher import ALL, Dispatcher, Target
 from outbox.ending import end
 from outbox.event import (
     Blocked,
@@ -287,7 +287,7 @@ class Hand:
         await self._hear()
         await self.dispatcher._open_keys()
         await self.dispatcher._read_once()
-        self.dispatcher._start()
+        self.dispatcher._start(ALL)
         await self._quiet()
         return [tried for tried in self.tries if tried not in before]
 
