@@ -38,7 +38,7 @@ from outbox.lanes import BEGINNING, OwnedLane
 from outbox.overdue import Overdue, Watched
 from outbox.presence import Presence
 from outbox.retry import DELIVERED, Decision, Schedule, Verdict, decide
-from outbox.store import WAKE, Lane, Outbox, Peer, Settled, Settlement, Taken, delivery_of
+from outbox.store import WAKE, Beat, Lane, Outbox, Settled, Settlement, Taken, delivery_of
 from outbox.waking import lanes_in
 
 log = structlog.get_logger()
@@ -50,6 +50,7 @@ LARGEST_SETTLE = 1000
 LONGEST_IDLE = timedelta(milliseconds=500)  # between polls
 WORTH_A_TIMER = timedelta(seconds=10)
 PUT_OFF = timedelta(minutes=1)  # a delivery whose outcome cannot be written
+SILENT = BEAT * 1.2  # who lives renews its lease with each beat
 FAILED_JUST_NOW = timedelta(seconds=5)
 NO_TIME = timedelta(0)
 TRUST = timedelta(seconds=5)  # so long the others have to draw their lines to a server that is new, or cut off ours
@@ -279,7 +280,7 @@ class Dispatcher:
             if lane.number not in self._lanes:
                 await self._take_over([lane])
         self._lane_counts = beat.lanes
-        gone = self._known_to_be_gone(beat.peers)
+        gone = self._known_to_be_gone(beat)
         living = {peer.number: peer.knows for peer in beat.peers if not peer.leaving and peer.number not in gone}
         await self._share(living, gone)
         for own in list(self._lanes.values()):
@@ -291,17 +292,22 @@ class Dispatcher:
             self._gates[number].scale(owned / self._lanes_of(target))
         self._metrics.lanes_owned.set(len(self._lanes))
 
-    def _known_to_be_gone(self, peers: Iterable[Peer]) -> set[int]:
-        """Those whose line is missing for some time.
+    def _known_to_be_gone(self, beat: Beat) -> set[int]:
+        """Those whose line is missing for some time, and who are not heard of otherwise.
 
-        Postgres lets it go the moment a process is killed, and also when only the connection is cut or Postgres itself
-        is started again: then it is soon there again.
+        Postgres lets a line go the moment a process is killed, and also when only the connection is cut or Postgres
+        itself is started again: then it is soon there again.  Whoever came here meanwhile has not seen that happen.
         """
         now = time.monotonic()
-        self._missing = {peer.number: self._missing.get(peer.number, now) for peer in peers if not peer.present}
-        if now < self._cut_off_until:
+        missing = [peer for peer in beat.peers if not peer.present]
+        self._missing = {peer.number: self._missing.get(peer.number, now) for peer in missing}
+        if now < self._cut_off_until or beat.up < TRUST:
             return set()
-        return {number for number, since in self._missing.items() if now - since >= MISSED.total_seconds()}
+        return {
+            peer.number
+            for peer in missing
+            if now - self._missing[peer.number] >= MISSED.total_seconds() and peer.silent > SILENT
+        }
 
     async def _share(self, living: Mapping[int, Collection[int]], gone: Collection[int]) -> None:
         """As many lanes as the others: all of them over those who live and know their destination, the rest by rank.

@@ -125,6 +125,7 @@ class Peer:
 
     number: int
     present: bool  # it holds its advisory lock; else it was killed, or its line is being drawn again
+    silent: timedelta  # since it renewed its lease last, if that is as long as ours
     leaving: bool
     knows: frozenset[int]
 
@@ -134,6 +135,7 @@ class Beat:
     """What a dispatcher learns when it renews its lease."""
 
     seen: bool  # the server that is written to knows the line of this dispatcher: else that leads to another server
+    up: timedelta  # since the server was started
     peers: Sequence[Peer]
     lanes: Mapping[int, int]  # how many each destination has by now, which may be more than a configuration told
 
@@ -396,8 +398,10 @@ class Outbox:
             ), present AS MATERIALIZED (
                 SELECT id FROM present_dispatchers
             )
-            SELECT mine.id IN (SELECT id FROM present) AS seen, counted.lanes,
-                   d.id, d.id IN (SELECT id FROM present) AS present, d.leaving, d.destinations
+            SELECT mine.id IN (SELECT id FROM present) AS seen,
+                   clock_timestamp() - pg_postmaster_start_time() AS up, counted.lanes,
+                   d.id, d.id IN (SELECT id FROM present) AS present, d.leaving, d.destinations,
+                   $2 - (d.lease_until - clock_timestamp()) AS silent
               FROM mine
              CROSS JOIN (SELECT json_object_agg(destination, n) AS lanes
                            FROM (SELECT destination, count(*) AS n FROM lanes GROUP BY destination) AS each) AS counted
@@ -411,11 +415,12 @@ class Outbox:
         if not rows:
             return None
         peers = [
-            Peer(row["id"], row["present"], row["leaving"], frozenset(row["destinations"]))
+            Peer(row["id"], row["present"], row["silent"], row["leaving"], frozenset(row["destinations"]))
             for row in rows
             if row["id"] is not None
         ]
-        return Beat(rows[0]["seen"], peers, msgspec.json.decode(rows[0]["lanes"] or "{}", type=dict[int, int]))
+        lanes = msgspec.json.decode(rows[0]["lanes"] or "{}", type=dict[int, int])
+        return Beat(rows[0]["seen"], rows[0]["up"], peers, lanes)
 
     async def lease(
         self, dispatcher: int, destinations: Sequence[int], most: int, *, gone: Collection[int] = ()

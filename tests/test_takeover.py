@@ -5,6 +5,7 @@ import sys
 from collections.abc import AsyncIterator
 from datetime import timedelta
 
+import pytest
 import pytest_asyncio
 
 from outbox.database import Database
@@ -218,6 +219,31 @@ async def test_lanes_that_are_given_back_are_taken_though_all_lines_were_cut_jus
             await until(lambda: one._lanes and two._lanes)
             await cut_all_lines(house)
         await until(lambda: len(one._lanes) == 4, 3.5)
+
+
+async def test_who_comes_late_takes_nothing_from_one_that_has_no_line_but_renews_its_lease(house: House) -> None:
+    destination = await house.destination("supplier")
+    one = await house.outbox.register("one", LEASE)
+    await house.outbox.lease(one, [destination.id], 1)
+    async with house.dispatching(house.target("supplier", Partner())) as two:
+        for _ in range(8):
+            await house.outbox.beat(one, LEASE, knows=[destination.id])
+            await asyncio.sleep(0.3)
+        assert not two._lanes
+        await until(lambda: two._lanes, 9)  # it is silent now
+
+
+async def test_nothing_is_taken_from_the_silent_just_after_postgres_was_started(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They may not have come back to it yet, nor drawn their lines again."""
+    monkeypatch.setattr("outbox.dispatcher.TRUST", timedelta(days=1))
+    destination = await house.destination("supplier")
+    one = await house.outbox.register("one", LEASE)
+    await house.outbox.lease(one, [destination.id], 1)
+    async with house.dispatching(house.target("supplier", Partner())) as two:
+        await asyncio.sleep(3)
+        assert not two._lanes
 
 
 async def cut_all_lines(house: House) -> None:
