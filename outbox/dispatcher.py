@@ -427,7 +427,7 @@ class Dispatcher:
                 continue
             if self._start(1):
                 await asyncio.sleep(0)  # it begins, and works off alone whatever it need not wait for
-                self._start(ALL)
+                self._start()
             if not more:
                 with suppress(TimeoutError):
                     async with asyncio.timeout(self._idle()):
@@ -531,7 +531,7 @@ class Dispatcher:
 
     # ── deliver ──────────────────────────────────────────────────────────────────────────────────
 
-    def _start(self, most: int) -> bool:
+    def _start(self, most: int = ALL) -> bool:
         """As many attempts as the gates let through, at `most` so many tasks a destination; whether more are to be made.
 
         The lane that had its turn longest ago comes first.
