@@ -16,7 +16,7 @@ from outbox.intake_batch import IntakeBatch
 from tests.house import DAY, House, house_on
 
 RATE = 200  # arrivals a second
-SECONDS = 6  # with, and as long without, in turns
+SECONDS = 4  # with, and as long without, in turns
 LONG_PAST = 60 * DAY  # where nothing arrives: of its days partitions are made and dropped again
 
 
@@ -148,7 +148,7 @@ ROWS = (
         unit="ms",
         limit="the snapshot and VACUUM FREEZE alone",
         goals=(at_most(1.3),),
-        seconds=75,
+        seconds=55,
         take=waits,
     ),
     Row(
@@ -156,7 +156,7 @@ ROWS = (
         what="the longest wait meanwhile",
         unit="ms",
         goals=(at_most(100, "ms"),),
-        seconds=45,
+        seconds=35,
         long=True,
         take=longest_wait,
     ),
