@@ -50,6 +50,7 @@ LARGEST_SETTLE = 1000
 LONGEST_IDLE = timedelta(milliseconds=500)  # between polls
 WORTH_A_TIMER = timedelta(seconds=10)
 PUT_OFF = timedelta(minutes=1)  # a delivery whose outcome cannot be written
+YOUNG = timedelta(seconds=2)  # a server that was started so recently has not yet seen everybody come back
 SILENT = BEAT * 1.2  # who lives renews its lease with each beat
 FAILED_JUST_NOW = timedelta(seconds=5)
 NO_TIME = timedelta(0)
@@ -301,7 +302,7 @@ class Dispatcher:
         now = time.monotonic()
         missing = [peer for peer in beat.peers if not peer.present]
         self._missing = {peer.number: self._missing.get(peer.number, now) for peer in missing}
-        if now < self._cut_off_until or beat.up < TRUST:
+        if now < self._cut_off_until or beat.up < YOUNG:
             return set()
         return {
             peer.number

@@ -251,7 +251,7 @@ class Outbox:
         return [answers[a.event.id] for a in arrivals]
 
     async def _insert(self, arrivals: Sequence[Arrival], buckets: Buckets) -> tuple[set[UUID], datetime | None]:
-        """The one statement of intake.
+        """The one statement of intake.  What all of a batch have in common is told once, or not at all: see `_settle`.
 
         `due_at` is read off the clock after the dedup keys are in, so that it is never older than the
         moment its transaction showed itself as a writer: sweeps rely on it.
@@ -261,13 +261,15 @@ class Outbox:
         row = await self._intake.fetchrow(
             """
             WITH arrived AS MATERIALIZED (
-                SELECT *
+                SELECT id, coalesce(source, ($2::text[])[1]) AS source, type, subject, facility, time,
+                       to_timestamp(received_at) AS received_at, traceparent, coalesce(policy, ($8::text[])[1]) AS policy,
+                       coalesce(policy_version, ($9::int[])[1]) AS policy_version, digest, owed, data, same, ord
                   FROM unnest($1::uuid[], $2::text[], $3::text[], $4::text[], $5::text[], $6::timestamptz[],
-                              $7::timestamptz[], $8::text[], $9::text[], $10::int[], $11::uuid[], $12::text[],
+                              $7::float8[], $8::text[], $9::int[], $10::text::text[], $11::uuid[], $12::text[],
                               $13::json[], $14::uuid[])
                   WITH ORDINALITY
                     AS a (id, source, type, subject, facility, time,
-                          received_at, traceparent, policy, policy_version, digest, owed,
+                          received_at, policy, policy_version, traceparent, digest, owed,
                           data, same, ord)
             ), won_before AS (
                 INSERT INTO dedup (bucket, key, event_id)
@@ -301,7 +303,7 @@ class Outbox:
             ), owing AS (
                 INSERT INTO pending (event_id, lane, key, give_up, due_at, owed_since)
                 SELECT o.event_id, o.lane, o.key, o.give_up, clock_timestamp(), clock_timestamp()
-                  FROM unnest($15::uuid[], $16::int[], $17::bigint[], $18::int[]) AS o (event_id, lane, key, give_up)
+                  FROM unnest($15::uuid[], $16::text::int[], $17::bigint[], $18::int[]) AS o (event_id, lane, key, give_up)
                  WHERE o.event_id = ANY (ARRAY(SELECT event_id FROM won))
                 RETURNING due_at
             ), counted AS (
@@ -311,31 +313,31 @@ class Outbox:
                  GROUP BY 1, 2
                 UNION ALL
                 SELECT event_day(o.event_id), 2, o.destination, count(*)
-                  FROM unnest($15::uuid[], $19::smallint[]) AS o (event_id, destination)
+                  FROM unnest($15::uuid[], $19::text::smallint[]) AS o (event_id, destination)
                  WHERE o.event_id = ANY (ARRAY(SELECT event_id FROM won))
                  GROUP BY 1, 2, 3
             )
             SELECT ARRAY(SELECT event_id FROM won) AS new, (SELECT min(due_at) FROM owing) AS due_at
             """,
             [e.id for e in events],
-            [e.source for e in events],
+            _once([e.source for e in events]),
             [e.type for e in events],
             [e.subject for e in events],
             [e.facility for e in events],
             [e.time for e in events],
-            [e.received_at for e in events],
-            [e.traceparent for e in events],
-            [e.policy for e in events],
-            [e.policy_version for e in events],
+            [e.received_at.timestamp() for e in events],
+            _once([e.policy for e in events]),
+            _once([e.policy_version for e in events]),
+            "{" + ",".join([e.traceparent or "NULL" for e in events]) + "}",
             [a.digest for a in arrivals],
-            ["{" + ",".join(str(debt.destination) for debt in a.debts) + "}" for a in arrivals],
+            ["{" + ",".join([str(debt.destination) for debt in a.debts]) + "}" for a in arrivals],
             [a.data for a in arrivals],
             [a.same for a in arrivals],
             [event for event, _ in owing],
-            [debt.lane for _, debt in owing],
-            [debt.key for _, debt in owing],
-            [None if debt.give_up is None else max(1, round(debt.give_up.total_seconds())) for _, debt in owing],
-            [debt.destination for _, debt in owing],
+            _numbers([debt.lane for _, debt in owing]),
+            _unless_all([debt.key for _, debt in owing], None),
+            _unless_all([in_seconds(debt.give_up) for _, debt in owing], None),
+            _numbers([debt.destination for _, debt in owing]),
             buckets.before,
             buckets.current,
             buckets.border,
@@ -844,6 +846,15 @@ class Outbox:
 
     async def notify(self, channel: str, payload: str) -> None:
         await self._dispatch.execute("SELECT pg_notify($1, $2)", channel, payload)
+
+
+def in_seconds(limit: timedelta | None) -> int | None:
+    return None if limit is None else max(1, round(limit.total_seconds()))
+
+
+def _once(values: list[Any]) -> list[Any]:
+    """Only the first where all are the same."""
+    return values[:1] if values.count(values[0]) == len(values) else values
 
 
 def _unless_all(values: list[Any], usual: object) -> list[Any]:

@@ -237,7 +237,7 @@ async def test_nothing_is_taken_from_the_silent_just_after_postgres_was_started(
     house: House, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """They may not have come back to it yet, nor drawn their lines again."""
-    monkeypatch.setattr("outbox.dispatcher.TRUST", timedelta(days=1))
+    monkeypatch.setattr("outbox.dispatcher.YOUNG", timedelta(days=1))
     destination = await house.destination("supplier")
     one = await house.outbox.register("one", LEASE)
     await house.outbox.lease(one, [destination.id], 1)
