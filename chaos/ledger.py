@@ -48,6 +48,7 @@ class Saw(msgspec.Struct, frozen=True, kw_only=True, tag="saw"):
     digest: str
     at: float
     effect: bool  # it did something; one that keeps keys does it once a key
+    via: str = ""  # the process that sent it
 
 
 class Answered(msgspec.Struct, frozen=True, kw_only=True, tag="answered"):
@@ -70,6 +71,7 @@ class Receipt(msgspec.Struct, frozen=True, kw_only=True):
     subject: str | None = None
     digest: str = ""
     effect: bool = False
+    via: str = ""
 
     @property
     def taken(self) -> bool:
@@ -77,11 +79,15 @@ class Receipt(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Disturbance(msgspec.Struct, frozen=True, kw_only=True):
-    """Something was killed, stopped or cut between these times: what was in flight may be sent again."""
+    """Something was killed, stopped or cut between these times: what was in flight may be sent again.
+
+    `struck` is the one process that it happened to; what others had in flight was not in danger.  Empty: all of them.
+    """
 
     name: str
     began: float
     ended: float
+    struck: str = ""
 
 
 class Process(msgspec.Struct, frozen=True, kw_only=True):
@@ -147,6 +153,7 @@ def _receipt(saw: Saw, answered: Answered | None) -> Receipt:
         subject=saw.subject,
         digest=saw.digest,
         effect=saw.effect,
+        via=saw.via,
     )
 
 

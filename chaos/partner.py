@@ -1,6 +1,6 @@
 """Partners in a process of their own, with a ledger each and moods: `python -m chaos.partner FOLDER NAME…`.
 
-`POST /NAME` is a delivery.  A partner that keeps keys (`NAME+`) does what is asked once a key, and remembers the keys over
+`POST /VIA/NAME` is a delivery, by the process of that name.  A partner that keeps keys (`NAME+`) does what is asked once a key, and remembers the keys over
 its own restarts; another does it each time.  `POST /mood/NAME` says how it answers from now on, `GET /has/NAME/N` whether
 order N took effect.  The port stands in FOLDER/port once it listens.
 """
@@ -134,7 +134,7 @@ class Partner:
         self._ledger.add(
             Saw(
                 number=number, partner=self._name, key=key, n=n, subject=event.get("subject"),
-                digest=sha256(body).hexdigest()[:16], at=time.time(), effect=effect,
+                digest=sha256(body).hexdigest()[:16], at=time.time(), effect=effect, via=request.match_info["via"],
             )
         )  # fmt: skip
         if takes:
@@ -213,8 +213,8 @@ async def main(folder: Path, names: list[str], port: int) -> None:
         return web.Response(status=200 if there else 404)
 
     application = web.Application()
-    application.router.add_post("/{name}", take)
     application.router.add_post("/mood/{name}", feel)
+    application.router.add_post("/{via}/{name}", take)
     application.router.add_get("/has/{name}/{n}", has)
     runner = web.AppRunner(application, handler_cancellation=True, access_log=None)
     await runner.setup()

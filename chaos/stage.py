@@ -177,7 +177,7 @@ class Stage:
         partners = self.partners_line.port if plan.partners_proxied else self.partners.port
         return {
             "DSN": self.postgres.dsn(self.database, through=self.line if name.startswith(plan.proxied) else None),
-            "PARTNER": f"http://127.0.0.1:{partners}",
+            "PARTNER": f"http://127.0.0.1:{partners}/{name}",  # so that a partner can tell who sent it
             "MANNERS": plan.manners,
             "MORE": plan.more,
             "SOURCES": plan.sources,
@@ -224,14 +224,15 @@ class Stage:
     # ── what a fault does ────────────────────────────────────────────────────────────────────────
 
     @asynccontextmanager
-    async def disturb(self, name: str, *, aftermath: float = 0.0) -> AsyncIterator[None]:
-        """What is in flight during the block, and in the aftermath, may be sent again."""
+    async def disturb(self, name: str, *, aftermath: float = 0.0, struck: Program | None = None) -> AsyncIterator[None]:
+        """What is in flight during the block, and in the aftermath, may be sent again; of the one that was `struck`."""
         self.injected += 1
         began = time.time()
         try:
             yield
         finally:
-            self._disturbances.add(Disturbance(name=name, began=began, ended=time.time() + aftermath))
+            ended, who = time.time() + aftermath, struck.name if struck else ""
+            self._disturbances.add(Disturbance(name=name, began=began, ended=ended, struck=who))
 
     def demand(self, holds: object, what: str) -> None:
         """The row's own rule; a run goes on after it is broken, and the row says so."""
@@ -354,6 +355,7 @@ class Stage:
             sent=self.sent(),
             receipts=self.partners.receipts(),
             stored=await stored(self.dsn),
+            owed=NAMES,
             keeps_keys=frozenset({KEEPER, IN_ORDER}),
             in_order=frozenset({IN_ORDER}),
             disturbances=lines(self.folder / "disturbances.jsonl", Disturbance),

@@ -44,7 +44,7 @@ async def test_what_is_killed_in_turn_loses_nothing_and_a_loss_would_be_noticed(
             "DELETE FROM sluicegate.attempts WHERE event_id = (SELECT event_id FROM sluicegate.attempts LIMIT 1)"
         )
         await connection.close()
-        noticed = check(replace(await stage.evidence(), finals=(), samples=()))
+        noticed = check(replace(await stage.evidence(), finals=()))
         assert noticed.lost == 1
         assert [told.partition(":")[0] for told in noticed.broken] == ["every_accepted_order_is_somewhere"]
 

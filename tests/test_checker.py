@@ -29,6 +29,7 @@ def received(
         subject="lot/1",
         digest="d",
         effect=effect,
+        via="dispatcher-1",
     )
 
 
@@ -48,6 +49,7 @@ IN_ORDER = Evidence(
     sent=[sent(), sent(2, Said.REFUSED, event=None), sent(3, Said.UNKNOWN, event=None)],
     receipts=[received()],
     stored=[stored()],
+    owed=frozenset({"keeper"}),
     keeps_keys=frozenset({"keeper"}),
     in_order=frozenset({"keeper"}),
     disturbances=[Disturbance(name="kill", began=100, ended=101)],
@@ -71,6 +73,9 @@ def test_what_is_in_order_passes() -> None:
         ("every_accepted_order_is_somewhere", {"stored": [], "finals": []}),
         ("every_accepted_order_is_somewhere", {"stored": [stored(state=None)], "finals": []}),
         ("every_accepted_order_is_somewhere", {"stored": [stored(state="waiting and dead")], "finals": []}),
+        ("every_accepted_order_is_somewhere", {"owed": frozenset({"keeper", "line"})}),
+        ("somebody_looked", {"samples": [held()]}),
+        ("somebody_looked", {"samples": [Sample(at=4, rows=books())]}),
         ("every_accepted_order_is_somewhere", {"sent": [sent(event="another")], "finals": []}),
         ("what_was_refused_left_no_row", {"stored": [stored(), stored(2, event="0198", state="waiting")]}),
         ("each_order_is_there_once_or_not_at_all", {"stored": [stored(), stored(event="0198", state="waiting")]}),
@@ -126,6 +131,15 @@ def test_what_was_in_flight_at_a_disturbance_may_be_sent_again() -> None:
 def test_attempts_may_overlap_where_the_first_one_s_owner_was_struck() -> None:
     overlapping = [received(at=99, took=4, status=None, effect=False), received(at=102)]
     assert broken(receipts=overlapping) == set()
+
+
+def test_what_one_had_in_flight_is_not_excused_by_kills_of_another() -> None:
+    kills = [Disturbance(name="kill", began=at, ended=at, struck="gateway-1") for at in range(200)]
+    kills += [Disturbance(name="kill", began=at, ended=at, struck="dispatcher-2") for at in range(200)]
+    again = [received(at=99.5), received(at=101, effect=False)]
+    assert broken(receipts=again, disturbances=kills) == {"only_what_was_in_flight_is_sent_again"}
+    mine = Disturbance(name="kill", began=100, ended=100, struck="dispatcher-1")
+    assert broken(receipts=again, disturbances=[*kills, mine]) == set()
 
 
 def test_one_yes_is_a_yes_and_a_doubt_outweighs_a_no() -> None:

@@ -34,9 +34,12 @@ async def before_the_commit(stage: Stage) -> None:
 @fault(2, "kill -9 of the gateway between commit and answer", ONE)
 async def between_commit_and_answer(stage: Stage) -> None:
     await die_at(stage, stage.gateway, "intake.committed")
-    recognised = sum(sent.duplicate for sent in stage.sent())
-    stage.demand(recognised >= KILLS, "who sends again after a lost answer is told the first id")
-    stage.note = f"{recognised} sent again and recognised"
+
+    async def recognised() -> bool:
+        return sum(sent.duplicate for sent in stage.sent()) >= KILLS
+
+    await stage.until(recognised, 30, "who sends again after a lost answer is told the first id")
+    stage.note = f"{sum(sent.duplicate for sent in stage.sent())} sent again and recognised"
 
 
 @fault(4, "kill -9 of a dispatcher before it sends")

@@ -23,15 +23,14 @@ async def random_kills(stage: Stage) -> None:
         victim = chance.choice([*stage.programs, None])
         if victim is not None and chance.random() < 0.6 and not await victim.is_ready():
             continue  # most of them while they work, and some while they start
-        async with stage.disturb("kill", aftermath=5):
-            if victim is None:
-                returns.append(asyncio.create_task(until_it_is_back(stage)))
-                stage.postgres.kill_a_backend(chance.choice) if chance.random() < 0.5 else stage.postgres.kill()
-                killed["Postgres"] = killed.get("Postgres", 0) + 1
-            elif victim.alive:
+        if victim is None:
+            returns.append(asyncio.create_task(until_it_is_back(stage)))
+            stage.postgres.kill_a_backend(chance.choice) if chance.random() < 0.5 else stage.postgres.kill()
+            killed["Postgres"] = killed.get("Postgres", 0) + 1
+        elif victim.alive:
+            async with stage.disturb("kill", struck=victim):
                 victim.kill()
-                kind = victim.role
-                killed[kind] = killed.get(kind, 0) + 1
+            killed[victim.role] = killed.get(victim.role, 0) + 1
     stage.injected = sum(killed.values())
     stage.demand(stage.injected >= KILLS, f"{KILLS} kills within {PATIENCE / 60:.0f} minutes")
     await asyncio.gather(*returns)
@@ -42,6 +41,6 @@ async def random_kills(stage: Stage) -> None:
 
 async def until_it_is_back(stage: Stage) -> None:
     """However long Postgres recovers: what was in flight when it went is settled, or sent again, when it is back."""
-    async with stage.disturb("Postgres", aftermath=5):
+    async with stage.disturb("Postgres", aftermath=2):
         await asyncio.sleep(0.2)
         await stage.postgres.back(within=300)
