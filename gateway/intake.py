@@ -1,7 +1,8 @@
 """The way of one request: authenticate → minimize → route → outbox.add → 202."""
 
+import asyncio
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from hashlib import blake2b
 from ipaddress import ip_address
@@ -27,7 +28,7 @@ from gateway.slow_refusals import SlowRefusals
 from gateway.token_bucket import TokenBucket
 from observability.failpoints import failpoint
 from observability.logs import log_sparingly
-from observability.metrics import Metrics
+from observability.metrics import Metrics, SourceMetrics
 from observability.names import LogEvent
 from observability.tracing import Accepted, Tracing
 from outbox.clock import DatabaseClock, Identities
@@ -39,6 +40,7 @@ from outbox.store import Arrival, Debt, Destination, Seen
 
 log = structlog.get_logger()
 
+UNTOLD = 0.1  # seconds in which what is counted of requests is not told to the metrics, unless they are asked for
 PURPOSES = (b"body", b"id", b"same", b"same body")  # of digests: none of one kind is ever taken for one of another
 
 
@@ -84,9 +86,11 @@ class Intake:
         self._proxies: tuple[Network, ...] = ()
         self._parties: Mapping[str, Mapping[Party, int]] = {}
         self._slowly = SlowRefusals()
+        self._telling: asyncio.TimerHandle | None = None
 
     async def adopt(self, config: Config, destinations: Mapping[str, Destination]) -> None:
         """From now on this configuration; requests that are under way end by the one that they began with."""
+        self.tell()
         before = self._sources
         self._sources = {
             name: _Door(source, config, self._metrics, key=self._key, share=self._share)
@@ -99,7 +103,20 @@ class Intake:
         for door in before.values():
             await door.scheme.close()
 
+    def tell(self) -> None:
+        """What was counted since the last time, to the metrics."""
+        if self._telling is not None:
+            self._telling.cancel()
+            self._telling = None
+        for door in self._sources.values():
+            door.counts.tell()
+
+    def _tell_soon(self) -> None:
+        if self._telling is None:
+            self._telling = asyncio.get_running_loop().call_later(UNTOLD, self.tell)
+
     async def close(self) -> None:
+        self.tell()
         for door in self._sources.values():
             await door.scheme.close()
 
@@ -131,7 +148,8 @@ class Intake:
                 span.refused("unavailable", answer.status)
                 log_sparingly(LogEvent.POSTGRES_AWAY, part="intake")
             span.answered(answer.status)
-        door.seconds(time.monotonic() - began)
+        door.counts.seconds.append(time.monotonic() - began)
+        self._tell_soon()
         if 400 <= answer.status < 500:
             await self._slowly.before(name)
         return answer
@@ -163,9 +181,9 @@ class Intake:
                 again = problem(409, "Same id, other body", "This id was used for another body; the first one stands.")
                 raise Refusal("same_id_other_body", again, digest)
             span.duplicate_of(answer.event)
-            door.duplicates()
+            door.counts.duplicates += 1
             return _answer(200, answer.event, duplicate=True)
-        door.accepted()
+        door.counts.accepted += 1
         if not debts:
             self._metrics.unrouted.labels(door.source.name).inc()
             log.info(LogEvent.EVENT_UNROUTED, event_id=str(event.id), source=event.source, type=event.type)
@@ -223,7 +241,7 @@ class Intake:
             case Unauthorized(reason=reason):
                 raise Refusal(reason, _not_proven(), self._digest(b"body", body))
             case Caller() as caller:
-                door.used(caller.secret)
+                door.counts.used[caller.secret] += 1
                 return caller
 
     def _minimize(self, door: "_Door", body: bytes, digest: UUID) -> Minimized:
@@ -289,18 +307,7 @@ class _Door:
         self.limit = None if source.limit is None else TokenBucket(per_second=source.limit.per_second / share)
         self._limits: dict[str | None, TokenBucket] = {}
         self._share = share
-        self.accepted = metrics.accepted.labels(source.name).inc
-        self.duplicates = metrics.duplicates.labels(source.name).inc
-        self.seconds = metrics.request_seconds.labels(source.name).observe
-        self._secrets = metrics.secret_used
-        self._used: dict[int, Callable[[], None]] = {}
-
-    def used(self, secret: int) -> None:
-        """Which secret verified: one that stands still can be retired."""
-        count = self._used.get(secret)
-        if count is None:
-            count = self._used[secret] = self._secrets.labels(self.source.name, str(secret)).inc
-        count()
+        self.counts = SourceMetrics(metrics, source.name)
 
     def limit_of(self, facility: str | None) -> TokenBucket | None:
         """Facilities are those of the configuration, so there are only so many of them."""

@@ -471,6 +471,7 @@ class Service:
         return missing
 
     async def _metrics(self, _: web.Request) -> web.Response:
+        self.intake.tell()
         text = await asyncio.to_thread(self.metrics.render)
         return web.Response(body=text, headers={"Content-Type": "text/plain; version=0.0.4; charset=utf-8"})
 

@@ -597,8 +597,11 @@ class Outbox:
             return await self._settle(done, some_are_told=True)
 
     async def _settle(self, done: Sequence[Settlement], *, some_are_told: bool) -> Settled:
-        """What most have in common is left out, and comes back as nulls; asyncpg would look into each value of an array."""
-        held = {(s.lane, s.epoch) for s in done}
+        """What most have in common is left out, and comes back as nulls; asyncpg would look into each value of an array.
+
+        Of two epochs of one lane the older is over, whatever the newer one may do: it comes without a lane.
+        """
+        held = dict(sorted({(s.lane, s.epoch) for s in done}))
         row = await self._dispatch.fetchrow(
             """
             WITH given AS MATERIALIZED (
@@ -684,9 +687,9 @@ class Outbox:
                    ARRAY(SELECT again FROM settled ORDER BY ord) AS again,
                    ARRAY(SELECT (l.lane, l.epoch) FROM lanes AS l WHERE l.lane = ANY ($1)) AS standing
             """,
-            [lane for lane, _ in held],
-            [epoch for _, epoch in held],
-            _numbers([s.lane for s in done]),
+            list(held),
+            list(held.values()),
+            _numbers([s.lane if held[s.lane] == s.epoch else None for s in done]),
             "{" + ",".join([f'"({block},{offset})"' for block, offset in [s.taken.place for s in done]]) + "}",
             [s.taken.event_id for s in done],
             _numbers([s.destination for s in done]),

@@ -54,6 +54,23 @@ async def test_a_dispatcher_that_lost_its_lane_cannot_settle_what_its_successor_
     assert await house.count("pending") == 0
 
 
+async def test_what_a_dispatcher_had_before_it_lost_a_lane_is_not_settled_beside_what_it_has_of_it_now(
+    house: House,
+) -> None:
+    destination = await house.destination("supplier")
+    await house.accept("supplier")
+    await house.accept("supplier")
+    one = await house.outbox.register("one", LEASE)
+    [before] = await house.outbox.lease(one, [destination.id], 1)
+    [slept, _] = await everything(house, before)
+    await house.outbox.give_back([before])
+    [now] = await house.outbox.lease(one, [destination.id], 1)
+    [again, other] = await everything(house, now)
+    settled = await house.outbox.settle([settlement(house, before, slept), settlement(house, now, other)])
+    assert (settled.done, (before.number, before.epoch) in settled.standing) == ({1: None}, False)
+    assert (await house.outbox.settle([settlement(house, now, again)])).done == {0: None}
+
+
 async def test_a_settle_does_not_wait_for_a_lane_that_somebody_has_locked(house: House) -> None:
     destination = await house.destination("supplier")
     await house.accept("supplier")
