@@ -140,6 +140,18 @@ def migrate(path: Path) -> None:
     click.echo(commands.migrate(path))
 
 
+@main.command(context_settings={"allow_interspersed_args": False})
+@configured
+@click.argument("command", nargs=-1, required=True)
+def postgres(path: Path, command: tuple[str, ...]) -> None:
+    """Run COMMAND beside the embedded Postgres.
+
+    The server's own programs (psql, pg_dump, pg_restore, …) come first in PATH and find the database by themselves;
+    the server runs until COMMAND ends, whose exit status this has, too.  Write `--` before COMMAND.
+    """
+    sys.exit(commands.postgres(path, command))
+
+
 @main.command()
 @configured
 @click.argument("source")

@@ -3,8 +3,10 @@
 import asyncio
 import os
 import pwd
+import signal
+import subprocess
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -32,7 +34,7 @@ from observability.logs import configure
 from outbox.database import Database, Unavailable, UnsuitableError, migrations_pending
 from outbox.database import migrate as apply
 from outbox.destinations import Destinations, UnknownDestinationError
-from outbox.embedded import running
+from outbox.embedded import beside, running
 from outbox.embedded_folder import EmbeddedError
 from outbox.page import BadCursorError
 from outbox.pooler import refuse_pooler
@@ -98,6 +100,39 @@ def migrate(path: Path) -> str:
             return await apply(dsn)
 
     return "\n".join(f"applied {name}" for name in run(migrated())) or "The database is up to date."
+
+
+def postgres(path: Path, command: Sequence[str]) -> int:
+    """The exit status of a command that works with the embedded Postgres."""
+    config = load(path)
+    if config.database != "embedded":
+        raise click.ClickException(
+            "This configuration names a Postgres of your own: use the programs that belong to it, with its own address."
+        )
+
+    async def beside_it() -> int:
+        async with running(config.folder) as dsn:
+            return await run_to_its_end(command, beside(dsn, os.environ))
+
+    return run(beside_it())
+
+
+async def run_to_its_end(command: Sequence[str], environ: Mapping[str, str]) -> int:
+    """A signal that ends programs is for this one: what it needs stays until it has ended."""
+    loop = asyncio.get_running_loop()
+
+    def pass_on(told: signal.Signals) -> None:
+        process.send_signal(told)
+
+    loop.add_signal_handler(signal.SIGINT, lambda: None)  # a terminal tells both
+    for told in (signal.SIGTERM, signal.SIGHUP):
+        loop.add_signal_handler(told, pass_on, told)
+    try:
+        process = subprocess.Popen(command, env=environ)  # noqa: ASYNC220, S603 — no signal comes between
+    except OSError as error:
+        raise click.ClickException(f"{command[0]} cannot be run: {error.strerror}") from error
+    status = await asyncio.to_thread(process.wait)
+    return status if status >= 0 else 128 - status  # as a shell tells that a signal ended it
 
 
 def send(path: Path, source: str, body: bytes, message: str | None) -> str:

@@ -7,19 +7,20 @@ What lies where is drawn in embedded_folder.py.
 
 import asyncio
 import fcntl
+import os
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import Self
-from urllib.parse import quote
+from urllib.parse import parse_qs, quote, urlsplit
 
 import asyncpg
 import structlog
 
 from observability.names import LogEvent
-from outbox.embedded_folder import EmbeddedError, EmbeddedFolder
+from outbox.embedded_folder import EmbeddedError, EmbeddedFolder, binaries
 
 NAME = "sluicegate"  # of the database, and of its owner, who is no superuser
 LOOK = timedelta(milliseconds=10)
@@ -41,6 +42,18 @@ async def running(folder: Path) -> AsyncIterator[str]:
         yield embedded.dsn
     finally:
         await embedded.stop()
+
+
+def beside(dsn: str, environ: Mapping[str, str]) -> dict[str, str]:
+    """An environment in which the server's own programs come first and find it; what was said of another is left out."""
+    (sockets,) = parse_qs(urlsplit(dsn).query)["host"]
+    return {name: told for name, told in environ.items() if not name.startswith("PG")} | {
+        "PATH": f"{binaries() / 'bin'}{os.pathsep}{environ.get('PATH', os.defpath)}",
+        "PGHOST": sockets,
+        "PGPORT": "5432",
+        "PGUSER": NAME,
+        "PGDATABASE": NAME,
+    }
 
 
 class Embedded:

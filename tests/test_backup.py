@@ -3,6 +3,7 @@
 What was delivered after the point that was restored to is delivered again, and always under the key that it had.
 """
 
+import json
 import os
 import subprocess
 import sys
@@ -12,11 +13,17 @@ from pathlib import Path
 
 import pytest
 
+from tests.console import blocks
 from tests.postgres import Postgres, folder_of_servers
 from tests.postgres import ended_with as ended
 from tests.program import Partner, Program, configuration, ended_with, order, partner, signed, until
 
+PAGE = Path(__file__).parent.parent / "docs/how-to/backup-and-restore.md"
 MIGRATE = "import asyncio, os; from outbox.database import migrate; asyncio.run(migrate(os.environ['DSN']))"
+
+
+Posts = dict[str, tuple[bytes, dict[str, str]]]
+"""By the event that each was accepted as."""
 
 
 @pytest.fixture
@@ -51,6 +58,21 @@ def settled(server: Postgres, event: str) -> bool:
 
 def posted(program: Program, body: bytes, headers: dict[str, str]) -> str:
     return str(program.post(body, **headers).json["id"])
+
+
+def goes_on(program: Program, sink: Partner, delivered: Posts, waiting: Posts, lost: Posts, *, key: str) -> None:
+    """From the point that was restored to: what it was owed, what it has, what came after."""
+    until(lambda: waiting.keys() <= sink.events(), 20, "delivery of what had not been delivered at the point")
+    assert {received.key for received in list(sink.received)} == {key}
+    for event, (body, headers) in (delivered | waiting).items():
+        again = program.post(body, **headers)
+        assert (again.status, again.json) == (200, {"id": event, "duplicate": True})
+    assert not delivered.keys() & sink.events(), "it was delivered before the point"
+    for body, headers in lost.values():
+        assert program.post(body, **headers).status == 202, "nobody remembers what came after the point"
+    until(lambda: len(sink.events()) == 2, 20, "delivery of it, under an id of its own")
+    assert not lost.keys() & sink.events()
+    assert program.stop() == 0
 
 
 @pytest.fixture
@@ -94,16 +116,7 @@ def test_after_a_restore_what_was_delivered_since_is_sent_again_under_the_same_k
     def shows(folder: Path, dsn: str) -> None:
         sink.received.clear()
         with running(folder, sink, dsn) as program:
-            until(lambda: waiting in sink.events(), 20, "delivery of what had not been delivered at the point")
-            assert keys(sink, waiting) == {first}
-            for event, (body, headers) in ((delivered, one), (waiting, two)):
-                again = program.post(body, **headers)
-                assert (again.status, again.json) == (200, {"id": event, "duplicate": True})
-            assert delivered not in sink.events(), "it was delivered before the point"
-            assert program.post(three[0], **three[1]).status == 202, "nobody remembers what came after the point"
-            until(lambda: len(sink.events()) == 2, 20, "delivery of it, under an id of its own")
-            assert lost not in sink.events()
-            assert program.stop() == 0
+            goes_on(program, sink, {delivered: one}, {waiting: two}, {lost: three}, key=first)
 
     with ended(copy):
         server.execute("CREATE DATABASE again OWNER sluicegate")
@@ -118,3 +131,36 @@ def test_after_a_restore_what_was_delivered_since_is_sent_again_under_the_same_k
         copy.start()
         until(lambda: copy.fetchval("SELECT pg_is_in_recovery()") == "f", 20, "end of the recovery")
         shows(tmp_path / "at-the-point", copy.dsn("sluicegate", user="sluicegate"))
+
+
+def test_the_commands_of_the_page_bring_the_embedded_database_back(tmp_path: Path, sink: Partner) -> None:
+    at_work, stopped = (block.text for block in blocks(PAGE.read_text()) if "sluicegate postgres" in block.text)
+    program = Program(tmp_path, configuration(partner=sink.address))
+
+    def typed(text: str) -> str:
+        environ = {**program.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+        command = ["bash", "--noprofile", "--norc", "-ec", text]
+        return subprocess.run(command, cwd=tmp_path, env=environ, stdout=subprocess.PIPE, text=True, check=True).stdout
+
+    def is_delivered(event: str) -> bool:
+        (delivery,) = json.loads(typed(f"sluicegate events show {event} --json"))["deliveries"]
+        return bool(delivery["state"] == "delivered")
+
+    one, two, three = ((body := order(), signed(body)) for _ in range(3))
+    with ended_with(program):
+        program.start().ready()
+        delivered = posted(program, *one)
+        until(lambda: is_delivered(delivered), 20, "delivery")
+        sink.mood = lambda _: 503
+        waiting = posted(program, *two)
+        until(lambda: waiting in sink.events(), 20, "attempt")
+        typed(at_work)
+        sink.mood = lambda _: 200
+        lost = posted(program, *three)
+        until(lambda: is_delivered(waiting) and is_delivered(lost), 20, "delivery after the dump")
+        assert program.stop() == 0
+        (key,) = keys(sink, waiting)
+        sink.received.clear()
+        typed(stopped)
+        program.start().ready()
+        goes_on(program, sink, {delivered: one}, {waiting: two}, {lost: three}, key=key)

@@ -180,7 +180,7 @@ def every_command(group: click.Group = cli.main, above: str = "") -> Iterator[tu
 
 def test_these_are_the_commands() -> None:
     assert {name for name, _ in every_command()} == {
-        "serve", "check", "migrate", "send", "demo", "events list", "events show", "dead-letters list",
+        "serve", "check", "migrate", "postgres", "send", "demo", "events list", "events show", "dead-letters list",
         "dead-letters causes", "dead-letters show", "dead-letters replay", "dead-letters discard", "destinations list",
         "destinations hold", "destinations release", "connectors list", "config schema", "token create", "token list",
         "token revoke", "destinations reassign", "destinations discard", "sources list",
@@ -657,6 +657,51 @@ def test_a_command_starts_the_embedded_database_for_as_long_as_it_needs_it(tmp_p
     assert made.stdout.startswith("sg_")
     assert json.loads(typed("token", "list", "--json").stdout)["items"][0]["name"] == "first"
     assert not (tmp_path / "data/postgres/cluster/postmaster.pid").exists(), "nothing keeps running"
+
+
+def test_a_command_beside_the_embedded_database_finds_it_and_what_ends_it_is_told(tmp_path: Path) -> None:
+    (tmp_path / "sluicegate.yaml").write_text(
+        CONFIGURATION.replace("PORT", "9").replace("env:DATABASE", "embedded").replace("key: env:KEY", "")
+    )
+    environment = {**os.environ, **ENVIRONMENT, "PGHOSTADDR": "192.0.2.1", "PGSERVICE": "another"}
+
+    def beside(*words: str) -> subprocess.CompletedProcess[str]:
+        command = [SLUICEGATE, "postgres", "--", *words]
+        return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+
+    asked = beside("psql", "-Atc", "SELECT current_user, current_database()")
+    assert (asked.stdout, asked.returncode) == ("sluicegate|sluicegate\n", 0)
+    assert beside("sh", "-c", "pg_isready -q && exit 7").returncode == 7
+    assert beside("sh", "-c", "kill -9 $$").returncode == 128 + signal.SIGKILL
+    assert "Error: nonesuch cannot be run" in beside("nonesuch").stderr
+    assert not (tmp_path / "data/postgres/cluster/postmaster.pid").exists(), "nothing keeps running"
+
+
+@pytest.mark.parametrize(
+    ("told", "said"), [(signal.SIGINT, "1\n"), (signal.SIGTERM, "told\n1\n")], ids=["a terminal's", "for the command"]
+)
+def test_a_command_beside_the_embedded_database_keeps_it_until_it_has_ended(
+    tmp_path: Path, told: signal.Signals, said: str
+) -> None:
+    (tmp_path / "sluicegate.yaml").write_text(
+        CONFIGURATION.replace("PORT", "9").replace("env:DATABASE", "embedded").replace("key: env:KEY", "")
+    )
+    script = "trap 'echo told' TERM; echo ready; sleep 2 & wait; wait; psql -Atc 'SELECT 1'"
+    with subprocess.Popen(
+        [SLUICEGATE, "postgres", "--", "sh", "-c", script],
+        cwd=tmp_path, env={**os.environ, **ENVIRONMENT}, stdout=subprocess.PIPE, text=True,
+    ) as command:  # fmt: skip
+        assert command.stdout
+        assert command.stdout.readline() == "ready\n"
+        command.send_signal(told)
+        assert command.stdout.read() == said
+    assert command.returncode == 0
+
+
+async def test_a_command_beside_a_database_of_ones_own_is_refused_without_its_address(shell: Shell) -> None:
+    said = await shell.fail("postgres", "--config", shell.config, "psql")
+    assert "a Postgres of your own" in said
+    assert shell.environment["DATABASE"] not in said
 
 
 async def test_a_command_says_on_stderr_that_it_waits_for_a_database_that_hangs(tmp_path: Path) -> None:

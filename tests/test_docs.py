@@ -8,6 +8,7 @@ import socket
 import time
 import tomllib
 from datetime import UTC, datetime
+from itertools import takewhile
 from pathlib import Path
 from textwrap import indent
 
@@ -252,7 +253,7 @@ def assert_that_it_parses(words: list[str]) -> None:
         command = command.commands[word]
     assert command is not main, words
     options = {name for parameter in command.params for name in parameter.opts}
-    given = [word for word in words if word.startswith("--")]
+    given = [word for word in takewhile("--".__ne__, words) if word.startswith("--")]
     assert [word for word in given if word.split("=")[0] not in options] == [], words
     if isinstance(command, click.Group):
         assert words[len(path_of(words)) :] == [], f"{words} names a group"
