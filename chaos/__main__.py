@@ -72,7 +72,7 @@ async def until_told(work: Coroutine[object, object, int]) -> int:
 
 def asked_for(only: str, fault: Fault) -> bool:
     return any(word in {fault.number, fault.number.rstrip("abcdef")} or (not word.isdigit() and word in fault.name)
-               for word in only.split(","))  # fmt: skip
+               for word in only.split(",") if word)  # fmt: skip
 
 
 async def play(fault: Fault, folder: Path, postgres: Postgres, seed: int, keep: Path) -> tuple[str, bool]:

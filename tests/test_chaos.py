@@ -60,7 +60,13 @@ def test_the_matrix_is_whole() -> None:
 
 
 @pytest.mark.parametrize(
-    ("only", "rows"), [("11", {"11a", "11b", "11c", "11d", "11e"}), ("2,6", {"2", "6"}), ("every failpoint", {"sweep"})]
+    ("only", "rows"),
+    [
+        ("11", {"11a", "11b", "11c", "11d", "11e"}),
+        ("2,6", {"2", "6"}),
+        ("7,", {"7"}),
+        ("every failpoint", {"sweep"}),
+    ],
 )
 def test_rows_are_chosen_by_number_or_by_a_word(only: str, rows: set[str]) -> None:
     assert {fault.number for fault in all_faults() if asked_for(only, fault)} == rows
