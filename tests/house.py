@@ -83,11 +83,12 @@ class House:
         digest: UUID | None = None,
         give_up: timedelta | None = None,
         data: str = '{"id":1}',
+        source: str = "shop",
     ) -> Arrival:
         """An event that owes a delivery to each of these."""
         event = Event(
             id=self.identities.next(),
-            source="shop",
+            source=source,
             type="shop.order.paid",
             subject=subject,
             facility=None,

@@ -22,6 +22,8 @@ from outbox.database import (
     migrations_pending,
     shipped_migrations,
 )
+from outbox.primary import REST
+from tests.way import Holding, Way, opened
 
 SOON = timedelta(seconds=0.3)
 
@@ -30,7 +32,7 @@ class Relay:
     """A way to Postgres over TCP that can fall silent, refuse, and pretend to be older than it is."""
 
     def __init__(self, socket: Path) -> None:
-        self._socket = socket
+        self.socket = socket
         self._speaking = asyncio.Event()
         self._speaking.set()
         self._server: asyncio.Server | None = None
@@ -65,7 +67,7 @@ class Relay:
     async def _relay(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._writers.add(writer)
         self.open += 1
-        inner, outer = await asyncio.open_unix_connection(str(self._socket))
+        inner, outer = await asyncio.open_unix_connection(str(self.socket))
         both_ways = [
             asyncio.create_task(self._pass_on(reader, outer, (b"", b""))),
             asyncio.create_task(self._pass_on(inner, writer, self.replacing)),
@@ -97,7 +99,7 @@ async def relay(dsn: str) -> AsyncIterator[Relay]:
     await relay.close()
 
 
-def through(relay: Relay, dsn: str) -> str:
+def through(relay: Relay | Way, dsn: str) -> str:
     return f"postgresql://sluicegate@127.0.0.1:{relay.port}{urlsplit(dsn).path}?sslmode=disable"
 
 
@@ -239,6 +241,41 @@ async def test_a_connection_that_the_server_ends_is_replaced(dsn: str, database:
         await sleeping
     await asyncio.sleep(0.05)
     assert [await database.fetchval("SELECT $1::int", number) for number in range(8)] == list(range(8))
+
+
+async def test_a_session_that_ended_behind_a_pooler_takes_its_connection_with_it(dsn: str, relay: Relay) -> None:
+    with opened(Holding(relay.socket)) as pooler:
+        async with database_at(through(pooler, dsn), size=1) as database:
+            sleeping = asyncio.create_task(database.execute("SELECT pg_sleep(60)"))
+            await asyncio.sleep(0.1)
+            await end_all_sessions(dsn)
+            with pytest.raises(Unavailable, match="AdminShutdownError"):
+                await sleeping
+            assert await database.fetchval("SELECT 1") == 1
+            assert database.left == 1
+
+
+async def test_the_errors_of_many_connections_tell_of_one_change(dsn: str) -> None:
+    async with database_at(dsn, size=4) as database:
+        for change in (1, 2):
+            sleeping = [asyncio.create_task(database.execute("SELECT pg_sleep(60)")) for _ in range(4)]
+            await asyncio.sleep(0.2)
+            await end_all_sessions(dsn)
+            ended = await asyncio.gather(*sleeping, return_exceptions=True)
+            assert [type(error) for error in ended] == [Unavailable] * 4
+            assert database.left == change
+            await asyncio.sleep(REST)
+
+
+async def end_all_sessions(dsn: str) -> None:
+    connection = await asyncpg.connect(dsn)
+    await connection.execute(
+        """
+        SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+         WHERE usename = user AND datname = current_database() AND pid <> pg_backend_pid()
+        """
+    )
+    await connection.close()
 
 
 async def test_a_former_primary_is_left(database: Database) -> None:

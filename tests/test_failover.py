@@ -6,8 +6,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
 from http.client import HTTPException
@@ -25,7 +25,7 @@ from tests.house import until as house_until
 from tests.postgres import Postgres, folder_of_servers
 from tests.postgres import ended_with as ended
 from tests.program import Partner, Program, configuration, ended_with, order, partner, until
-from tests.way import Switch, opened
+from tests.way import Deaf, Switch, opened
 
 MIGRATE = "import asyncio, os; from outbox.database import migrate; asyncio.run(migrate(os.environ['DSN']))"
 
@@ -202,27 +202,57 @@ async def is_seen(house: House) -> bool:
     return await house.count("events") == 1
 
 
+@dataclass
+class Line:
+    """A process' line to the others, by a way that can go wrong."""
+
+    database: Database
+    heard: asyncio.Event
+    lost: list[str]
+
+
+@asynccontextmanager
+async def line_by(way: Switch, dsn: str) -> AsyncIterator[Line]:
+    through = f"postgresql://sluicegate@127.0.0.1:{way.port}{urlsplit(dsn).path}?sslmode=disable"
+    line = Line(await Database.connect(through, size=1), asyncio.Event(), [])
+    presence = Presence(
+        line.database, dispatcher=7, woken=lambda _: line.heard.set(), destinations_changed=lambda: None,
+        lost=line.lost.append,
+    )  # fmt: skip
+    await presence.open()
+    line.heard.clear()
+    yield line
+    await presence.close()
+    await line.database.close()
+
+
+def socket_of(dsn: str) -> Path:
+    (sockets,) = parse_qs(urlsplit(dsn).query)["host"]
+    return Path(sockets) / ".s.PGSQL.5432"
+
+
 async def test_a_line_that_falls_silent_does_not_hear_itself_and_is_drawn_again(dsn: str) -> None:
     """Its socket stays open, and nothing would ever come."""
-    (sockets,) = parse_qs(urlsplit(dsn).query)["host"]
-    with opened(Switch(Path(sockets) / ".s.PGSQL.5432")) as way:
-        through = f"postgresql://sluicegate@127.0.0.1:{way.port}{urlsplit(dsn).path}?sslmode=disable"
-        database = await Database.connect(through, size=1)
-        lost: list[str] = []
-        heard = asyncio.Event()
-        presence = Presence(
-            database, dispatcher=7, woken=lambda _: heard.set(), destinations_changed=lambda: None, lost=lost.append
-        )
-        await presence.open()
-        heard.clear()
-        way.fall_silent()
-        await house_until(lambda: lost, 15, "end of a line that does not hear itself")
-        assert lost[0] == "TimeoutError"
-        assert not heard.is_set()
-        way.speak()
-        await house_until(heard.is_set, 15, "new line")
-        await presence.close()
-        await database.close()
+    with opened(Switch(socket_of(dsn))) as way:
+        async with line_by(way, dsn) as line:
+            way.fall_silent()
+            await house_until(lambda: line.lost, 15, "end of a line that does not hear itself")
+            assert line.lost[0] == "TimeoutError"
+            assert not line.heard.is_set()
+            way.speak()
+            await house_until(line.heard.is_set, 15, "new line")
+
+
+async def test_a_line_that_answers_and_on_which_nothing_is_heard_is_drawn_again(dsn: str) -> None:
+    """That every statement works says nothing of what others say."""
+    with opened(Deaf(socket_of(dsn))) as way:
+        async with line_by(way, dsn) as line:
+            way.notifies = False
+            await house_until(lambda: line.lost, 15, "end of a line that does not hear itself")
+            assert line.lost[0] == "TimeoutError"
+            assert await line.database.fetchval("SELECT 1") == 1
+            way.notifies = True
+            await house_until(line.heard.is_set, 15, "new line")
 
 
 def test_a_standby_is_waited_for_until_it_is_the_primary(tmp_path: Path, sink: Partner, pair: Pair) -> None:

@@ -11,7 +11,7 @@ import pytest
 from aiohttp import ClientOSError, ClientSession, ClientTimeout, TCPConnector
 
 from outbox.database import Unavailable
-from outbox.intake_batch import HEAVIEST_QUEUE, IntakeBatch
+from outbox.intake_batch import BIGGEST_PART, HEAVIEST_QUEUE, LONGEST_QUEUE, IntakeBatch
 from tests.house import House, house_on
 from tests.program import Partner, Program, configuration, ended_with, order, partner, signed, until
 
@@ -92,6 +92,22 @@ async def test_what_waits_for_postgres_is_bounded_by_its_bytes(dsn: str) -> None
         )
         heavy = json.dumps({"text": "x" * 8000})
         waiting = [asyncio.create_task(batch.add(house.arrival(data=heavy))) for _ in range(HEAVIEST_QUEUE // 8000 + 1)]
+        await asyncio.sleep(0)
+        await refused(batch, house)
+        for task in waiting:
+            task.cancel()
+        await asyncio.gather(*waiting, return_exceptions=True)
+
+
+async def test_what_waits_for_postgres_is_bounded_by_its_number(dsn: str) -> None:
+    """No party has more than its share of it."""
+    async with house_on(dsn) as house:
+        batch = IntakeBatch(
+            house.outbox, buckets=house.buckets, wake=lambda _: None, sizes=lambda _: None, connections=0
+        )
+        share = LONGEST_QUEUE // BIGGEST_PART
+        arrivals = [house.arrival(source=f"shop-{n}") for n in range(BIGGEST_PART)]
+        waiting = [asyncio.create_task(batch.add(arrival)) for arrival in arrivals for _ in range(share)]
         await asyncio.sleep(0)
         await refused(batch, house)
         for task in waiting:

@@ -41,6 +41,10 @@ class Way(ABC):
             self._open.discard(writer)
             writer.close()
 
+    async def _message(self, reader: asyncio.StreamReader) -> bytes:
+        head = await reader.readexactly(5)
+        return head + await reader.readexactly(struct.unpack("!i", head[1:])[0] - 4)
+
     @abstractmethod
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None: ...
 
@@ -104,7 +108,7 @@ class Switch(Way):
             inner, outer = await asyncio.open_unix_connection(str(self._to))
         else:
             inner, outer = await asyncio.open_connection("127.0.0.1", self._to)
-        ways = [asyncio.create_task(self._pass(reader, outer)), asyncio.create_task(self._pass(inner, writer))]
+        ways = [asyncio.create_task(self._pass(reader, outer)), asyncio.create_task(self._answer(inner, writer))]
         try:
             await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
         finally:
@@ -118,6 +122,33 @@ class Switch(Way):
                 await self._speaking.wait()
                 writer.write(said)
                 await writer.drain()
+
+    async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await self._pass(reader, writer)
+
+
+class Deaf(Switch):
+    """Every statement is answered; notifications do not arrive, from when on it is told so."""
+
+    notifies = True
+
+    async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while message := await self._message(reader):
+            if self.notifies or message[:1] != b"A":
+                writer.write(message)
+                await writer.drain()
+
+
+class Holding(Switch):
+    """As some poolers do: a session that the server ends is the error of a statement, and the client's connection stays."""
+
+    async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while message := await self._message(reader):
+            writer.write(message)
+            if message[:1] == b"E" and b"\0C57P01\0" in message:
+                writer.write(b"Z" + struct.pack("!i", 5) + b"I")
+                await asyncio.Event().wait()
+            await writer.drain()
 
 
 class Pooler(Way):
@@ -219,7 +250,3 @@ class Pooler(Way):
     async def _start_of(self, reader: asyncio.StreamReader) -> tuple[int, bytes]:
         length, code = struct.unpack("!ii", await reader.readexactly(8))
         return code, await reader.readexactly(length - 8)
-
-    async def _message(self, reader: asyncio.StreamReader) -> bytes:
-        head = await reader.readexactly(5)
-        return head + await reader.readexactly(struct.unpack("!i", head[1:])[0] - 4)
