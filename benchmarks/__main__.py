@@ -90,7 +90,8 @@ async def on_its_own_ground(row: Row, folder: Path, rounds: int, machine: Machin
 def line(result: Result) -> str:
     row, figure = result.row, result.figure
     if figure is None:
-        return f"{row.name:<18} {result.state.value}: {result.reason}"
+        excuse = f" (no error {row.may_not_run})" if not result.failed else ""
+        return f"{row.name:<18} {result.state.value}: {result.reason}{excuse}"
     low, high = figure.span
     value = f"{figure.value:,.4g} {row.unit}" if figure.value < 1000 else f"{figure.value:,.0f} {row.unit}"
     ratio = f"{figure.ratio:6.2f} × {row.limit}" if figure.ratio is not None else " " * 6

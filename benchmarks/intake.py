@@ -140,7 +140,7 @@ ROWS = (
         limit="one worker",
         goals=(at_least(1.5),),
         seconds=25,
-        may_not_run=True,
+        may_not_run=f"with less than {CORES_FOR_WORKERS} cores",
         take=two_workers,
     ),
 )

@@ -118,7 +118,7 @@ def told(result: Result) -> dict[str, Any]:
 
 
 def table(rows: Sequence[Row], kept: dict[str, Any]) -> str:
-    """In the order of `rows`; those that were not taken here say so."""
+    """In the order of `rows`; those that were never taken here say so."""
     have = {row["name"]: row for row in kept["rows"]}
     machine = kept["machine"]
     versions = ", ".join(f"{name} {number}" for name, number in machine["versions"].items())
@@ -132,7 +132,7 @@ def table(rows: Sequence[Row], kept: dict[str, Any]) -> str:
         "",
         "| figure | | value | held against | ratio | min–max | goal | | commit |",
         "|---|---|--:|---|--:|--:|---|---|---|",
-        *(_line(have[row.name]) for row in rows if row.name in have),
+        *(_line(have[row.name]) if row.name in have else _not_yet(row) for row in rows),
         "",
     ]
     return "\n".join(lines)
@@ -153,6 +153,10 @@ def _line(row: dict[str, Any]) -> str:
         f"{head}| {_number(row['value'])} {row['unit']} | {limit} | {ratio} | {span} | {row['goal']} "
         f"| {verdict} | {row['commit']} |"
     )
+
+
+def _not_yet(row: Row) -> str:
+    return f"| `{row.name}` | {row.what} | | {row.limit} | | | {row.goal} | not run yet | |"
 
 
 def write_docs(path: Path, figures: str) -> None:

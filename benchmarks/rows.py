@@ -106,7 +106,7 @@ class Row:
     take: Callable[[Ground], Awaitable[Figure]]
     long: bool = False  # only with ALL=1, or where ONLY names it
     rounds: int = 5
-    may_not_run: bool = False  # `not run` is an answer, not a failure
+    may_not_run: str = ""  # where `not run` is an answer, not a failure: "without Python 3.12 or PyPI"
     postgres: bool = True
 
     @property

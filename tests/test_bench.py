@@ -9,7 +9,7 @@ import asyncpg
 import pytest
 
 from benchmarks import __main__ as bench
-from benchmarks.results import BEGIN, END, write_docs
+from benchmarks.results import BEGIN, DOCS, END, write_docs
 from benchmarks.rows import Figure, Ground, NotRun, Row, Unbalanced, at_least, at_most, reconcile
 
 AT_LEAST = (at_least(0.4),)
@@ -35,7 +35,7 @@ async def of_postgres(ground: Ground) -> Figure:
     return Figure([float(lanes)])
 
 
-def row(name: str, take=half, goals=AT_LEAST, *, long=False, may_not_run=False, postgres=False) -> Row:
+def row(name: str, take=half, goals=AT_LEAST, *, long=False, may_not_run="", postgres=False) -> Row:
     return Row(
         name=name, what="something", unit="/s", limit="the limit", goals=goals, seconds=1, take=take, long=long, rounds=3,
         may_not_run=may_not_run, postgres=postgres,
@@ -65,12 +65,18 @@ async def test_a_figure_that_cannot_be_taken_is_an_error_and_the_others_are_take
     assert {name: told["state"] for name, told in taken(tmp_path).items()} == {"lossy": "not taken", "good": "taken"}
 
 
-@pytest.mark.parametrize(("may_not_run", "code"), [(True, 0), (False, 1)])
+@pytest.mark.parametrize(
+    ("may_not_run", "code", "told"),
+    [
+        ("without Python 3.12", 0, "not run: oban needs Python 3.12 (no error without Python 3.12)"),
+        ("", 1, "not run: oban needs Python 3.12"),
+    ],
+)
 async def test_what_cannot_be_had_is_an_error_only_where_it_must_be_had(
-    may_not_run: bool, code: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    may_not_run: str, code: int, told: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert await bench.main([row("peer", elsewhere, may_not_run=may_not_run)], results=tmp_path) == code
-    assert "not run: oban needs Python 3.12" in capsys.readouterr().out
+    assert capsys.readouterr().out.splitlines()[-1] == f"peer               {told}"
 
 
 async def test_a_row_that_hangs_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -117,6 +123,24 @@ def test_the_table_stands_between_its_markers_and_the_prose_around_it_stays(tmp_
     page.write_text(f"Before.\n\n{BEGIN}\nold\n{END}\n\nAfter.\n")
     write_docs(page, "two\n")
     assert page.read_text() == f"Before.\n\n{BEGIN}\ntwo\n{END}\n\nAfter.\n"
+
+
+async def test_a_row_that_was_never_taken_stands_in_the_table(tmp_path: Path) -> None:
+    page = tmp_path / "performance.md"
+    await bench.main([row("first"), row("second", long=True)], results=tmp_path, docs=page)
+    first, second, _ = page.read_text().splitlines()[-3:]
+    assert "| `first` | something | 5 /s | the limit: 10 /s |" in first
+    assert second == "| `second` | something | | the limit | | | ≥ 0.4 × | not run yet | |"
+
+
+def test_the_page_names_every_figure_and_says_which_may_not_be_had_and_where() -> None:
+    page = DOCS.read_text()
+    figures = page.partition(BEGIN)[2].partition(END)[0]
+    for one in bench.ROWS:
+        assert f"\n| `{one.name}` | " in figures, "run `make bench DOCS=1`"
+    assert [(one.name, one.may_not_run) for one in bench.ROWS if one.may_not_run] == re.findall(
+        r"^\| `([\w-]+)` \| (with.+) \|$", page, re.MULTILINE
+    )
 
 
 def test_the_rows_have_names_of_their_own_and_the_default_ones_take_ten_minutes_at_most() -> None:

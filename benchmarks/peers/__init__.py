@@ -103,7 +103,13 @@ async def output(*command: str) -> bytes:
 
 
 def row(
-    name: str, goal: float, install: Callable[[], Awaitable[list[str]]], *, count: int = COUNT, seconds: float = 60
+    name: str,
+    goal: float,
+    install: Callable[[], Awaitable[list[str]]],
+    *,
+    without: str,
+    count: int = COUNT,
+    seconds: float = 60,
 ) -> Row:
     return Row(
         name=f"peer-{name}",
@@ -115,13 +121,21 @@ def row(
         take=lambda ground: beside(ground, install, count),
         long=True,
         rounds=3,
-        may_not_run=True,  # where its registry or its interpreter is not to be had
+        may_not_run=f"without {without}",
     )
 
 
 ROWS = (
-    row("pgqueuer", 3, python("pgqueuer_jobs", "pgqueuer==1.6.0", "asyncpg==0.32.0", "uvloop==0.23.0")),
-    row("procrastinate", 3, python("procrastinate_jobs", "procrastinate==3.10.0", "uvloop==0.23.0"), count=SLOWEST),
-    row("oban", 3, python("oban_jobs", "oban==0.7.0", "uvloop==0.23.0", least=(3, 12)), count=SLOWEST),
-    row("graphile-worker", 1, node("graphile_jobs", "graphile-worker@0.17.3")),
-)
+    row(
+        "pgqueuer", 3, python("pgqueuer_jobs", "pgqueuer==1.6.0", "asyncpg==0.32.0", "uvloop==0.23.0"), without="PyPI"
+    ),
+    row(
+        "procrastinate", 3, python("procrastinate_jobs", "procrastinate==3.10.0", "uvloop==0.23.0"),
+        without="PyPI", count=SLOWEST,
+    ),
+    row(
+        "oban", 3, python("oban_jobs", "oban==0.7.0", "uvloop==0.23.0", least=(3, 12)),
+        without="Python 3.12 or PyPI", count=SLOWEST,
+    ),
+    row("graphile-worker", 1, node("graphile_jobs", "graphile-worker@0.17.3"), without="node, npm or npm's registry"),
+)  # fmt: skip
