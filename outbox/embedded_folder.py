@@ -95,10 +95,11 @@ class EmbeddedFolder:
             if theirs != ours:
                 raise EmbeddedError(
                     f"{self.postgres}/cluster was made by Postgres {theirs}, and this release brings Postgres {ours}, "
-                    "which cannot read it. Nothing was changed. Install the release that you had, and while its "
-                    "`sluicegate serve` runs write the database out with a pg_dump of version "
-                    f"{max(ours, theirs, key=int)}; then move {self.postgres} aside, start this release once, stop it, "
-                    "and restore the dump; or point `database:` at a Postgres of your own that holds it."
+                    "which cannot read it. Nothing was changed. Install the release that you had, and write the database "
+                    "out with its `sluicegate postgres -- pg_dump -Fc -f sluicegate.dump`; then move "
+                    f"{self.postgres} aside, install this release, and restore it with `sluicegate postgres -- pg_restore "
+                    "--exit-on-error --single-transaction -d sluicegate sluicegate.dump`; or point `database:` at a "
+                    "Postgres of your own that holds it."
                 )
 
     def enter(self) -> bool:

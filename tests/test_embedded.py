@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import re
 import shutil
 import signal
 import stat
@@ -323,8 +324,11 @@ async def test_data_of_another_major_version_is_left_alone_and_the_way_over_is_t
     version = folder / "data/postgres/cluster/PG_VERSION"
     ours = version.read_text()
     version.write_text("17\n")
-    with pytest.raises(EmbeddedError, match=r"made by Postgres 17, and this release brings Postgres 18.*pg_dump"):
+    with pytest.raises(EmbeddedError, match="made by Postgres 17, and this release brings Postgres 18") as refused:
         await Embedded.start(folder)
+    told = re.findall(r"`(sluicegate postgres [^`]+)`", str(refused.value))
+    page = (Path(__file__).parent.parent / "docs/how-to/backup-and-restore.md").read_text().splitlines()
+    assert [command.split()[3] for command in told if command in page] == ["pg_dump", "pg_restore"]
     with pytest.raises(EmbeddedError, match="made by Postgres 17"):
         async with running(folder):
             pass
