@@ -615,17 +615,36 @@ class Machine(RuleBasedStateMachine):
                 self._delivers(hand)
 
     def _delivers(self, hand: Hand) -> int:
-        return self._begins(hand.deliver())
+        return self._begins(hand, hand.deliver())
 
-    def _begins(self, work: Coroutine[Any, Any, list[Try]]) -> int:
+    def _begins(self, hand: Hand, work: Coroutine[Any, Any, list[Try]]) -> int:
         """How many tries it begins; each of them was allowed."""
-        under_way = {tried.key for other in self.fleet.hands if not other.asleep for tried in other.tries}
+        under_way = {tried.key for tried in hand.tries}
+        for other in self.fleet.hands:
+            if other is not hand and other.tries and not other.asleep:
+                under_way |= {tried.key for tried in other.tries} & self._in_lanes_of(other)
         begun = self.run(work)
         for tried in begun:
             why = self.expected.why_not_to_try(tried.key, tried.number, under_way)
             assert why is None, f"{tried.key} must not be tried: {why}"
             under_way.add(tried.key)
         return len(begun)
+
+    def _in_lanes_of(self, hand: Hand) -> set[Key]:
+        """Who slept and lost its lanes may still be at what others try again by right."""
+        rows = self.run(
+            self.fleet.people.fetch(
+                """
+                SELECT p.event_id, d.name
+                  FROM pending AS p
+                  JOIN lanes AS l USING (lane)
+                  JOIN destinations AS d ON d.id = l.destination
+                 WHERE l.owner = $1
+                """,
+                hand.number,
+            )
+        )
+        return {(row["event_id"], row["name"].rpartition("-")[0]) for row in rows}
 
     def _something_is_due_soon(self) -> bool:
         now = time.monotonic()
@@ -641,7 +660,7 @@ class Machine(RuleBasedStateMachine):
             self._answers(hand, tried, OUTCOMES[outcome](self.fleet.house.clock.now()))
 
     def _answers(self, hand: Hand, tried: Try, outcome: Outcome) -> None:
-        self._begins(hand.answer(tried, outcome))
+        self._begins(hand, hand.answer(tried, outcome))
 
     @rule(which=WHICH, answer=st.sampled_from((BUSY, NEVER)), then=st.sampled_from(("", "replay", "discard", "drop")))
     def one_answer_for_all(self, which: int, answer: int, then: str) -> None:
