@@ -11,7 +11,7 @@
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Callable, Coroutine, Iterator, Sequence
+from collections.abc import Callable, Collection, Coroutine, Iterator, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
@@ -244,6 +244,7 @@ class Try:
     key: Key
     number: int
     answer: "asyncio.Future[Outcome]"
+    lanes: Collection[tuple[int, int]]  # that were its dispatcher's when it began, with their epochs
 
 
 class Hand:
@@ -363,7 +364,9 @@ class _Waits:
         return Delivered()
 
     async def deliver(self, delivery: Delivery) -> Outcome:
-        tried = Try((delivery.event.id, self._name), delivery.attempt, asyncio.get_running_loop().create_future())
+        answer = asyncio.get_running_loop().create_future()
+        lanes = {(own.lane.number, own.lane.epoch) for own in self._hand.dispatcher._lanes.values()}
+        tried = Try((delivery.event.id, self._name), delivery.attempt, answer, lanes)
         self._hand.tries.append(tried)
         return await tried.answer
 
@@ -615,14 +618,11 @@ class Machine(RuleBasedStateMachine):
                 self._delivers(hand)
 
     def _delivers(self, hand: Hand) -> int:
-        return self._begins(hand, hand.deliver())
+        return self._begins(hand.deliver())
 
-    def _begins(self, hand: Hand, work: Coroutine[Any, Any, list[Try]]) -> int:
+    def _begins(self, work: Coroutine[Any, Any, list[Try]]) -> int:
         """How many tries it begins; each of them was allowed."""
-        under_way = {tried.key for tried in hand.tries}
-        for other in self.fleet.hands:
-            if other is not hand and other.tries and not other.asleep:
-                under_way |= {tried.key for tried in other.tries} & self._in_lanes_of(other)
+        under_way = self._under_way()
         begun = self.run(work)
         for tried in begun:
             why = self.expected.why_not_to_try(tried.key, tried.number, under_way)
@@ -630,21 +630,20 @@ class Machine(RuleBasedStateMachine):
             under_way.add(tried.key)
         return len(begun)
 
-    def _in_lanes_of(self, hand: Hand) -> set[Key]:
-        """Who slept and lost its lanes may still be at what others try again by right."""
+    def _under_way(self) -> set[Key]:
+        """Who lost a lane may still be at what is tried again by right, and be its owner again."""
         rows = self.run(
             self.fleet.people.fetch(
                 """
-                SELECT p.event_id, d.name
+                SELECT p.event_id, d.name, l.lane, l.epoch
                   FROM pending AS p
                   JOIN lanes AS l USING (lane)
                   JOIN destinations AS d ON d.id = l.destination
-                 WHERE l.owner = $1
-                """,
-                hand.number,
+                """
             )
         )
-        return {(row["event_id"], row["name"].rpartition("-")[0]) for row in rows}
+        stands = {(row["event_id"], row["name"].rpartition("-")[0]): (row["lane"], row["epoch"]) for row in rows}
+        return {tried.key for hand in self.fleet.hands for tried in hand.tries if stands.get(tried.key) in tried.lanes}
 
     def _something_is_due_soon(self) -> bool:
         now = time.monotonic()
@@ -660,7 +659,7 @@ class Machine(RuleBasedStateMachine):
             self._answers(hand, tried, OUTCOMES[outcome](self.fleet.house.clock.now()))
 
     def _answers(self, hand: Hand, tried: Try, outcome: Outcome) -> None:
-        self._begins(hand, hand.answer(tried, outcome))
+        self._begins(hand.answer(tried, outcome))
 
     @rule(which=WHICH, answer=st.sampled_from((BUSY, NEVER)), then=st.sampled_from(("", "replay", "discard", "drop")))
     def one_answer_for_all(self, which: int, answer: int, then: str) -> None:
