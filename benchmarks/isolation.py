@@ -1,7 +1,8 @@
 """A neighbour at 100 × its normal rate, and what its victim notices: p95 with the flood beside p95 without, in turns.
 
-The victim posts in an open loop, timed from when each post was due; the neighbour offers as much as its connections let
-it.  A process of its own for each: `python -m benchmarks.isolation`, one order a line on standard input, both are JSON.
+Both post in an open loop, timed from when each post was due: a neighbour that is answered late opens another connection.
+A process of its own for each, `tests.flood`.  What was really offered is in the note, and a flood that fell short of
+nine tenths of its rate is no figure.
 """
 
 import asyncio
@@ -11,22 +12,24 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from uuid import UUID, uuid4
 
+import asyncpg
 import msgspec
 
-from benchmarks.rows import Figure, Ground, Row, at_most
+from benchmarks.rows import Figure, Ground, Row, Unbalanced, at_most, reconcile
 from outbox.event import Delivered, Delivery, Outcome
 from outbox.store import Arrival, Debt
+from tests.flood import Posted, Posting
 from tests.house import House, Partner, house_on
 from tests.serving import CONFIGURATION, order, serving, sign
 
 SECONDS = 3.0  # a measurement
 NORMAL = 20  # posts a second, of the victim and of its neighbour
 FLOOD = 100 * NORMAL
-CONNECTIONS = 64  # of the neighbour
+OFFERED = 0.9  # of that, at least
 BACKLOG = 3000  # deliveries of the neighbour that wait in one destination
 LIMIT = f"{2 * NORMAL}/s"
 
@@ -42,19 +45,6 @@ CONFIGURED = (
 )
 
 
-class Order(msgspec.Struct, frozen=True, kw_only=True):
-    port: int
-    source: str
-    company: int
-    rate: int
-    connections: int
-
-
-class Posted(msgspec.Struct, frozen=True, kw_only=True):
-    answers: dict[int, int]  # how many of each status
-    p95: float
-
-
 async def beside_a_source(ground: Ground) -> Figure:
     return await at_the_door(ground, "neighbour", 1)
 
@@ -64,28 +54,50 @@ async def beside_a_facility(ground: Ground) -> Figure:
 
 
 async def at_the_door(ground: Ground, neighbour: str, company: int) -> Figure:
-    values, limits, refused = [], [], Counter[int]()
+    values, limits = [], []
+    floods: list[Posted] = []
+    accepted: list[UUID] = []
     async with serving(ground.folder, ground.dsn, "http://127.0.0.1:9", configured=CONFIGURED) as program:
         port = program.service.port
         assert port is not None
         with sender() as victim, sender() as other:
 
-            async def measured(rate: int, connections: int) -> Posted:
-                ordered = Order(port=port, source="odoo", company=1, rate=NORMAL, connections=4)
-                flood = Order(port=port, source=neighbour, company=company, rate=rate, connections=connections)
+            async def measured(rate: int) -> tuple[float, Posted]:
                 told, about = await asyncio.gather(
-                    asyncio.to_thread(ask, victim, ordered), asyncio.to_thread(ask, other, flood)
+                    asyncio.to_thread(ask, victim, posting(port, "odoo", 1, NORMAL)),
+                    asyncio.to_thread(ask, other, posting(port, neighbour, company, rate)),
                 )
                 if told.answers.keys() != {202}:
                     raise RuntimeError(f"the victim was not accepted: {told.answers}")
-                refused.update({status: n for status, n in about.answers.items() if connections == CONNECTIONS})
-                return told
+                accepted.extend(UUID(json.loads(body)["id"]) for body in told.accepted + about.accepted)
+                return p95(told.took) * 1000, about
 
-            await measured(NORMAL, 4)
+            await measured(NORMAL)
             for _ in range(ground.rounds):
-                limits.append((await measured(NORMAL, 4)).p95 * 1000)
-                values.append((await measured(FLOOD, CONNECTIONS)).p95 * 1000)
-    return Figure(values, limits, note=f"the neighbour was answered {dict(sorted(refused.items()))}")
+                limits.append((await measured(NORMAL))[0])
+                took, flood = await measured(FLOOD)
+                values.append(took)
+                floods.append(flood)
+    await each_is_stored(ground.dsn, accepted)
+    return Figure(values, limits, note=note_of(floods))
+
+
+async def each_is_stored(dsn: str, accepted: Sequence[UUID]) -> None:
+    connection = await asyncpg.connect(dsn)
+    try:
+        stored = await connection.fetch("SELECT id FROM sluicegate.events")
+    finally:
+        await connection.close()
+    reconcile(accepted, [row["id"] for row in stored])
+
+
+def note_of(floods: Sequence[Posted]) -> str:
+    least = min(flood.offered for flood in floods)
+    if least < OFFERED * FLOOD:
+        raise Unbalanced(f"{least:.0f}/s were offered, and not {FLOOD}/s")
+    answers = sum((Counter(flood.answers) for flood in floods), Counter[int]())
+    most = max(flood.connections for flood in floods)
+    return f"{least:.0f}/s offered over {most} connections and answered {dict(sorted(answers.items()))}"
 
 
 async def in_a_destination(ground: Ground) -> Figure:
@@ -160,14 +172,14 @@ ROWS = tuple(
 
 @contextmanager
 def sender() -> Iterator["subprocess.Popen[bytes]"]:
-    command = [sys.executable, "-m", "benchmarks.isolation"]
+    command = [sys.executable, "-m", "tests.flood"]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         yield process
         assert process.stdin
         process.stdin.close()
 
 
-def ask(process: "subprocess.Popen[bytes]", told: Order) -> Posted:
+def ask(process: "subprocess.Popen[bytes]", told: Posting) -> Posted:
     assert process.stdin
     assert process.stdout
     process.stdin.write(msgspec.json.encode(told) + b"\n")
@@ -175,39 +187,14 @@ def ask(process: "subprocess.Popen[bytes]", told: Order) -> Posted:
     return msgspec.json.decode(process.stdout.readline(), type=Posted, strict=False)
 
 
-async def post(told: Order) -> Posted:
-    """At this rate for a while, or as fast as the connections answer."""
-    answers: Counter[int] = Counter()
-    took: list[float] = []
-    began = time.perf_counter()
-    turn = iter(range(int(told.rate * SECONDS)))
-
-    async def work() -> None:
-        reader, writer = await asyncio.open_connection("127.0.0.1", told.port)
-        for number in turn:
-            due = began + number / told.rate
-            await asyncio.sleep(max(0.0, due - time.perf_counter()))
-            if time.perf_counter() > began + SECONDS:
-                break
-            writer.write(request(told))
-            head = await reader.readuntil(b"\r\n\r\n")
-            await reader.readexactly(int(head.lower().partition(b"content-length:")[2].split(b"\r\n")[0] or 0))
-            answers[int(head[9:12])] += 1
-            took.append(time.perf_counter() - due)
-        writer.close()
-
-    await asyncio.gather(*(work() for _ in range(told.connections)))
-    return Posted(answers=dict(answers), p95=p95(took))
+def posting(port: int, source: str, company: int, rate: int) -> Posting:
+    """For as long as a measurement takes."""
+    requests = [request(source, company) for _ in range(int(rate * SECONDS))]
+    return Posting(port=port, rate=rate, requests=requests)
 
 
-def request(told: Order) -> bytes:
-    body = json.dumps(order(id=uuid4().int % 10**9 + 1, amount_total=1, company_id=told.company)).encode()
+def request(source: str, company: int) -> bytes:
+    body = json.dumps(order(id=uuid4().int % 10**9 + 1, amount_total=1, company_id=company)).encode()
     head = [f"{name}: {value}\r\n" for name, value in sign(body, id=os.urandom(12).hex()).items()]
-    first = f"POST /hooks/{told.source} HTTP/1.1\r\nHost: 127.0.0.1\r\n"
+    first = f"POST /hooks/{source} HTTP/1.1\r\nHost: 127.0.0.1\r\n"
     return "".join([first, *head, f"Content-Length: {len(body)}\r\n\r\n"]).encode() + body
-
-
-if __name__ == "__main__":
-    for line in sys.stdin.buffer:
-        posted = asyncio.run(post(msgspec.json.decode(line, type=Order)))
-        print(msgspec.json.encode(posted).decode(), flush=True)
