@@ -39,6 +39,7 @@ class Load:
         self._pace: asyncio.Task[None] | None = None
         self._giving_up = asyncio.Event()
         self._session = aiohttp.ClientSession(timeout=PATIENCE, connector=aiohttp.TCPConnector(limit=256))
+        self.secret = SECRET
         self.took: list[tuple[float, float]] = []  # (when, seconds) of each first request that was answered 202
 
     # ── the pace ─────────────────────────────────────────────────────────────────────────────────
@@ -113,7 +114,7 @@ class Load:
             async with self._session.post(
                 f"{to or self._chance.choice(self._gateways)}{path}",
                 data=body,
-                headers=signed(body, id=self.id_of(n)) if headers is None else headers,
+                headers=signed(body, id=self.id_of(n), secret=self.secret) if headers is None else headers,
             ) as answer:
                 read = await answer.read()
                 status = answer.status

@@ -13,6 +13,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from contextlib import suppress
 from functools import cache
 from hashlib import sha256
@@ -24,6 +25,7 @@ import msgspec
 from aiohttp import web
 
 from chaos.ledger import Answered, Ledger, Receipt, Saw, receipts
+from chaos.load import signed
 
 
 class Mood(msgspec.Struct, frozen=True, kw_only=True):
@@ -36,6 +38,7 @@ class Mood(msgspec.Struct, frozen=True, kw_only=True):
     times: int | None = None
     only: int | None = None
     per_second: int | None = None  # what is more gets a 503
+    secret: str | None = None  # what is not signed with it gets a 401
 
 
 WELL = Mood()
@@ -127,6 +130,8 @@ class Partner:
             return web.Response(status=self._mood.status)
         n, key = int(event["data"]["id"]), request.headers["idempotency-key"]
         mood = self._mood_for(n)
+        if mood.secret is not None and not is_signed(request.headers, body, mood.secret):
+            mood = Mood(status=401)
         takes = 200 <= mood.status < 300
         effect = takes and not (self._keeps_keys and key in self._keys)
         self._number += 1
@@ -190,6 +195,11 @@ class Partner:
                     await asyncio.sleep(1 if mood.how == "drips" else 0)
             case "bombs":
                 return web.Response(status=mood.status, body=bomb(), headers={"content-encoding": "gzip"})
+
+
+def is_signed(headers: Mapping[str, str], body: bytes, secret: str) -> bool:
+    right = signed(body, id=headers["webhook-id"], at=int(headers["webhook-timestamp"]), secret=secret)
+    return headers["webhook-signature"] == right["webhook-signature"]
 
 
 @cache

@@ -305,6 +305,28 @@ class Stage:
             await connection.close(timeout=2)
         return dict(row) if row else {}
 
+    async def burned(self, names: Collection[str]) -> int:
+        """Tries that count against what waits there."""
+        connection = await asyncpg.connect(self.dsn, timeout=5)
+        try:
+            found = await connection.fetchval(
+                """
+                SELECT coalesce(sum(p.attempts - p.spared), 0)
+                  FROM sluicegate.pending AS p
+                  JOIN sluicegate.lanes AS l USING (lane)
+                  JOIN sluicegate.destinations AS d ON d.id = l.destination
+                 WHERE d.name = ANY ($1)
+                """,
+                sorted(names),
+            )
+        finally:
+            await connection.close(timeout=2)
+        return int(found)
+
+    async def metric(self, sample: str) -> float:
+        """Of all dispatchers together."""
+        return sum([await program.metric(sample) for program in self.dispatchers])
+
     def memory(self, programs: Sequence[Program]) -> int:
         """Bytes of the one that has most."""
         return max(held.rss for program in programs if (held := held_by(program.name, program.pid)))
@@ -336,7 +358,7 @@ class Stage:
         """Let everybody finish, stop the program as an operator would, and compare."""
         await self.load.end()
         await self.postgres.back()
-        await self.until(self._is_drained, within, "everything that waits has been delivered")
+        await self.until(self.is_drained, within, "everything that waits has been delivered")
         await asyncio.gather(*(program.ready() for program in self.programs))
         await self.sampler.sample()
         await self.sampler.stop()
@@ -346,7 +368,7 @@ class Stage:
         recovered = max(self._recovered, default=None)
         return Played(injected=self.injected, recovered=recovered, verdict=verdict, note=self.note)
 
-    async def _is_drained(self) -> bool:
+    async def is_drained(self) -> bool:
         left = await self.waiting()
         return not set(left) - self.undelivered
 

@@ -3,14 +3,16 @@
 import asyncio
 import random
 import signal
+import time
 
 from chaos.faults import fault
 from chaos.ledger import Said
 from chaos.partner import WELL, Mood
 from chaos.program import Program
-from chaos.stage import FORGETFUL, KEEPER, MANNERS, Plan, Stage
+from chaos.stage import KEEPER, MANNERS, Plan, Stage
 
 KILLS = 2  # a row
+LEASE = 10.0  # seconds
 ONE = Plan(dispatchers=1)
 
 
@@ -95,19 +97,35 @@ async def race_for_lanes(stage: Stage) -> None:
 @fault(
     9,
     "a lease that runs out while an attempt is under way",
-    Plan(proxied=("dispatcher-1",), manners=MANNERS.replace("3s", "30s")),
+    Plan(proxied=("dispatcher-1",), manners=MANNERS.replace("3s", "30s, concurrency: 4")),
 )
 async def lease_runs_out(stage: Stage) -> None:
-    await stage.partners.feel(KEEPER, Mood(delay=13))
-    await stage.partners.feel(FORGETFUL, Mood(delay=13))
-    await asyncio.sleep(1)
+    """The attempts end later than the lease, with more to do behind them: it starts none of that, and the other does it all."""
+    cut_off = stage.dispatcher
+    lost = await cut_off.metric("sluicegate_fenced_total")
+    for name in stage.partners.names:
+        await stage.partners.feel(name, Mood(delay=LEASE + 4))
+    await asyncio.sleep(1.5)
     await stage.load.pause()
     async with stage.disturb("no way to Postgres for one dispatcher", aftermath=15):
         stage.line.becomes(stage.line.weather.like(black_hole=True))
-        await asyncio.sleep(13)
-        await stage.partners.feel(KEEPER, WELL)
-        await stage.partners.feel(FORGETFUL, WELL)
+        out = time.time() + LEASE
+        await asyncio.sleep(LEASE)
+        for name in stage.partners.names:
+            await stage.partners.feel(name, WELL)
+        await asyncio.sleep(4)
+        await stage.until(stage.is_drained, 20, "the other takes over and delivers everything")
+        await stage.recovered(at_most=2)
+        theirs = [receipt for receipt in stage.partners.receipts() if receipt.via == cut_off.name]
         stage.line.becomes(stage.line.weather.like(black_hole=False))
+        await asyncio.sleep(1.5)
+    outlived = sum(receipt.began < out < receipt.ended for receipt in theirs)
+    started = sum(receipt.began > out + 0.5 for receipt in theirs)
+    stage.demand(outlived, "attempts were under way when the lease ran out")
+    stage.demand(not started, f"without a lease it starts nothing, and started {started}")
+    fenced = await cut_off.metric("sluicegate_fenced_total") - lost
+    stage.demand(fenced >= 1, "it learns that its lanes are lost")
+    stage.note = f"{outlived} attempts outlived the lease, {started} began after it"
     await stage.recovered()
 
 

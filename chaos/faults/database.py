@@ -13,6 +13,7 @@ from chaos.faults import fault
 from chaos.ledger import Said
 from chaos.load import order, signed
 from chaos.postgres import why_no_file_system
+from chaos.program import Program
 from chaos.stage import Plan, Stage
 
 PROXIED = Plan(proxied=("gateway", "dispatcher"))
@@ -246,7 +247,7 @@ async def an_hour_behind(stage: Stage) -> None:
 
 
 async def wrong_clock(stage: Stage, seconds: int) -> None:
-    """It jumps while the program runs: what is signed is judged by it, and nothing else is."""
+    """It jumps while the program runs: what is signed is judged by it, nothing else is, and somebody is told."""
     clock = stage.folder / "clock"
     clock.write_text("0")
     for program in stage.programs:
@@ -268,11 +269,18 @@ async def wrong_clock(stage: Stage, seconds: int) -> None:
     stage.demand(sent.said is Said.OK, f"what is fresh by that clock is taken, not {sent.status}")
     for name in sorted(stage.partners.names):
         await stage.until(lambda name=name: stage.partners.has(name, again), 5, f"it is delivered to {name}")  # type: ignore[misc]
-    await asyncio.sleep(2)
+    for program in stage.programs:
+        await stage.until(lambda program=program: tells_of_clock(program, seconds), 60, f"{program.name} tells of it")  # type: ignore[misc]
     clock.write_text("0")
     await stage.recovered()
     [when] = await stored_times(stage, again)
     stage.demand(abs(when - time.time()) < 60, "its id and its times are those of the database's clock")
+
+
+async def tells_of_clock(program: Program, seconds: int) -> bool:
+    """By its metric, which is what is to be added to its clock, and as an alarm."""
+    offset = await program.metric("sluicegate_clock_offset_seconds")
+    return abs(offset + seconds) < 60 and '"clock.skewed"' in program.said()
 
 
 async def stored_times(stage: Stage, n: int) -> list[float]:
