@@ -88,6 +88,7 @@ class SpanExport:
             if self._exporter.export([self._readable(span) for span in batch]) is not SpanExportResult.SUCCESS:
                 self._lost["collector"] += len(batch)
             self._in_hand = 0
+            self._tell_lost()  # while it is away more come than go: the queue is never empty
 
     def _tell_lost(self) -> None:
         for reason, count in self._lost.items():

@@ -16,6 +16,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
 from oteltap import OtelTapHttpProtobufReceiver, OtelTapHttpProtobufReceiverSettings
 
+from observability import span_export
 from observability.metrics import Metrics
 from observability.names import Attribute, SpanName
 from observability.span_export import QUEUE
@@ -367,6 +368,19 @@ async def test_a_collector_that_never_answers_holds_up_neither_work_nor_the_stop
         assert longest < 2
         assert lost(metrics) == 2 * QUEUE
         release.set()
+
+
+async def test_spans_that_are_lost_are_counted_while_more_come(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(span_export, "PATIENCE", timedelta(seconds=0.2))
+    metrics = Metrics()
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        tracing = Tracing.start(f"http://127.0.0.1:{silent.getsockname()[1]}", 1.0, "0.1", metrics)
+        until = time.monotonic() + 6
+        while not lost(metrics) and time.monotonic() < until:
+            work(tracing, requests=20)
+            await asyncio.sleep(0.01)
+        assert lost(metrics) > 0
+        await asyncio.to_thread(tracing.close)
 
 
 async def test_a_collector_that_comes_back_gets_what_happens_from_then_on() -> None:
