@@ -160,8 +160,8 @@ ROWS = tuple(
         take=take,
     )
     for name, what, seconds, take in (
-        ("source", "another source", 40, beside_a_source),
-        ("facility", "another facility of the same source", 40, beside_a_facility),
+        ("source", "another source", 60, beside_a_source),
+        ("facility", "another facility of the same source", 60, beside_a_facility),
         ("destination", "another source in the same destination", 40, in_a_destination),
     )
 )

@@ -102,6 +102,7 @@ async def race_for_lanes(stage: Stage) -> None:
 async def lease_runs_out(stage: Stage) -> None:
     """The attempts end later than the lease, with more to do behind them: it starts none of that, and the other does it all."""
     cut_off = stage.dispatcher
+    await stage.until(lambda: cut_off.metric("sluicegate_lanes_owned"), 15, "it has its share of the lanes")
     lost = await cut_off.metric("sluicegate_fenced_total")
     for name in stage.partners.names:
         await stage.partners.feel(name, Mood(delay=LEASE + 4))
