@@ -160,7 +160,7 @@ ROWS = tuple(
         take=take,
     )
     for name, what, seconds, take in (
-        ("source", "another source", 60, beside_a_source),
+        ("source", "another source", 55, beside_a_source),
         ("facility", "another facility of the same source", 60, beside_a_facility),
         ("destination", "another source in the same destination", 40, in_a_destination),
     )
