@@ -28,7 +28,7 @@ async def random_kills(stage: Stage) -> None:
             stage.postgres.kill_a_backend(chance.choice) if chance.random() < 0.5 else stage.postgres.kill()
             killed["Postgres"] = killed.get("Postgres", 0) + 1
         elif victim.alive:
-            async with stage.disturb("kill", struck=victim):
+            async with stage.disturb("kill", aftermath=0.5, struck=victim):  # what was on its way is still to come
                 victim.kill()
             killed[victim.role] = killed.get(victim.role, 0) + 1
     stage.injected = sum(killed.values())
