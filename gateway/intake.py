@@ -130,8 +130,10 @@ class Intake:
         door = self._sources.get(name)
         if door is None or (token is not None and not door.takes_token):
             self._refusals.refused("", "unknown_source")
-            await self._slowly.before("")
-            return problem(404, "Unknown source", "There is no source of this name.")
+            unknown = problem(404, "Unknown source", "There is no source of this name.")
+            if await self._slowly.before(""):
+                unknown.force_close()
+            return unknown
         with self._tracing.accept(name, request.headers.get("traceparent"), trust=door.source.trust_trace) as span:
             answer: web.StreamResponse
             try:
@@ -150,8 +152,8 @@ class Intake:
             span.answered(answer.status)
         door.counts.seconds.append(time.monotonic() - began)
         self._tell_soon()
-        if 400 <= answer.status < 500:
-            await self._slowly.before(name)
+        if 400 <= answer.status < 500 and await self._slowly.before(name):
+            answer.force_close()
         return answer
 
     async def _take(self, request: Incoming, door: "_Door", token: str | None, span: Accepted) -> Brief:

@@ -1,4 +1,4 @@
-"""A flood of what is refused is answered late: whoever waits for an answer cannot send the next.
+"""A flood of what is refused is answered late, and then parted from: whoever waits for an answer cannot send the next.
 
 To refuse costs nearly as much as to accept: the body is read and the proof is checked before anybody knows.  A sender
 that posts on and on over its connections is slowed down by them, at no cost here.  A few refusals are answered at once.
@@ -12,7 +12,7 @@ from gateway.token_bucket import TokenBucket
 
 AT_ONCE = 20.0  # refusals of one source a second
 SHORTEST, LONGEST = 0.5, 0.9  # seconds of a pause; a sender such as Odoo waits for one
-MOST = 1000  # that wait at a time; their memory is worth more than what they would be kept from
+MOST = 400  # that wait at a time; their sockets are worth more than what they would be kept from
 
 
 class SlowRefusals:
@@ -22,14 +22,17 @@ class SlowRefusals:
         self._at_once: dict[str, TokenBucket] = {}
         self._paused = 0
 
-    async def before(self, source: str) -> None:
-        """To be awaited before a refusal is answered."""
+    async def before(self, source: str) -> bool:
+        """To be awaited before a refusal is answered; whether it belongs to a flood, and its connection is to end."""
         if source not in self._at_once:
             self._at_once[source] = TokenBucket(per_second=AT_ONCE)
-        if self._at_once[source].take(time.monotonic()) or self._paused >= MOST:
-            return
+        if self._at_once[source].take(time.monotonic()):
+            return False
+        if self._paused >= MOST:
+            return True
         self._paused += 1
         try:
             await asyncio.sleep(uniform(SHORTEST, LONGEST))  # noqa: S311  else all of them would come back at once
         finally:
             self._paused -= 1
+        return True

@@ -55,6 +55,7 @@ def sink() -> Iterator[Partner]:
 def program(dsn: str, sink: Partner, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Program]:
     """One program for all of this; what a test posts that must be taken is its own."""
     text = configuration(partner=sink.address, database="env:DSN", sources=SOURCES)
+    text = text.replace("scheme: standard-webhooks", "scheme: standard-webhooks, tolerance: 1h")  # signed on import
     text = text.replace('"127.0.0.1:PORT"}', '"127.0.0.1:PORT", trusted_proxies: [127.0.0.2/32]}')
     environ = {"DSN": dsn, "METER": METER, "RETIRED": RETIRED}
     program = Program(tmp_path_factory.mktemp("door"), text, environ=environ)
@@ -166,8 +167,8 @@ refused(
     401,
     post(ORDER, wrong(**{"webhook-signature": signed(ORDER)["webhook-signature"].replace("v1,", "v9,")})),
 )
-refused("an old timestamp", 401, post(ORDER, signed(ORDER, at=int(time.time()) - 3600)))
-refused("a timestamp of the future", 401, post(ORDER, signed(ORDER, at=int(time.time()) + 3600)))
+refused("an old timestamp", 401, post(ORDER, signed(ORDER, at=int(time.time()) - 7200)))
+refused("a timestamp of the future", 401, post(ORDER, signed(ORDER, at=int(time.time()) + 7200)))
 refused("a timestamp that is no number", 401, post(ORDER, wrong(**{"webhook-timestamp": CANARY})))
 refused("a retired secret", 401, post(ORDER, signed(ORDER, secret=RETIRED), "/hooks/both"))
 refused("another scheme", 401, post(ORDER, signed(ORDER), "/hooks/meter"))
@@ -455,6 +456,7 @@ async def test_a_hundred_slow_senders_do_not_hinder_a_good_one(program: Program)
 
 
 async def test_one_connection_serves_request_after_request(program: Program) -> None:
+    await asyncio.sleep(1)  # a flood, such as the refusals before this, is parted from
     async with connected(program.port) as line:
         for status, raw in [
             (202, post(order())),

@@ -118,9 +118,10 @@ async def test_a_few_refusals_are_answered_at_once_and_a_flood_of_them_late(monk
     assert AT_ONCE < MOST
     calm = asyncio.create_task(slowly.before("lab"))  # another source is not made to wait
     await asyncio.wait([calm], timeout=1)
-    assert calm.done()
+    assert calm.result() is False  # and keeps its connection
     held.set()
-    await asyncio.gather(*answers)
+    parted = await asyncio.gather(*answers)
+    assert parted.count(False) == AT_ONCE  # the others' sockets are not kept open
 
 
 # ── on the way to a destination ──────────────────────────────────────────────────────────────────────
