@@ -124,6 +124,19 @@ async def test_a_few_refusals_are_answered_at_once_and_a_flood_of_them_late(monk
     assert parted.count(False) == AT_ONCE  # the others' sockets are not kept open
 
 
+async def test_the_connections_of_a_flood_of_refusals_end_with_its_answers(tmp_path: Path, dsn: str) -> None:
+    async with partner() as other, serving(tmp_path, dsn, other.address) as program:
+
+        async def refused() -> str | None:
+            async with program.session.post(f"{program.address}/hooks/odoo", json={}) as answer:
+                assert answer.status == 401
+                return answer.headers.get("Connection")
+
+        said = await asyncio.gather(*(refused() for _ in range(int(AT_ONCE) + 15)))
+        assert said.count(None) >= AT_ONCE
+        assert said.count("close") >= 5
+
+
 # ── on the way to a destination ──────────────────────────────────────────────────────────────────────
 
 
