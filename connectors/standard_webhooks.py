@@ -5,7 +5,8 @@ https://github.com/standard-webhooks/standard-webhooks/blob/main/spec/standard-w
 
 import base64
 import binascii
-import hmac
+
+from connectors.mac import Mac
 
 PREFIX = "whsec_"
 
@@ -21,21 +22,17 @@ class Signer:
         return {
             "webhook-id": message_id,
             "webhook-timestamp": str(at),
-            "webhook-signature": "v1," + base64.b64encode(self._mac.of(message_id, str(at), body)).decode(),
+            "webhook-signature": signature(self._mac, signed(message_id, str(at), body)),
         }
 
 
-class Mac:
-    """HMAC-SHA256 under one key, which is taken in once: a copy is three times as fast as to begin with the key."""
+def signed(message_id: str, at: str, body: bytes) -> bytes:
+    """What is signed; both words as they stand in their headers (they are ASCII)."""
+    return f"{message_id}.{at}.".encode("ascii") + body
 
-    def __init__(self, key: bytes) -> None:
-        self._keyed = hmac.new(key, digestmod="sha256")
 
-    def of(self, message_id: str, at: str, body: bytes) -> bytes:
-        """Over `id.timestamp.body`, both words as they stand in their headers (they are ASCII)."""
-        mac = self._keyed.copy()
-        mac.update(b"%b.%b.%b" % (message_id.encode("ascii"), at.encode("ascii"), body))
-        return mac.digest()
+def signature(mac: Mac, message: bytes) -> str:
+    return "v1," + binascii.b2a_base64(mac.of(message), newline=False).decode()
 
 
 def decode_secret(text: str) -> bytes:

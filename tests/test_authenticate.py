@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from multidict import CIMultiDict, CIMultiDictProxy
 
+from connectors.mac import Mac
 from connectors.standard_webhooks import Signer, decode_secret
 from gateway.authenticate import Caller, Presented, Reason, Scheme, Unauthorized, scheme_for
 from gateway.authenticate.peer import client_address
@@ -187,6 +188,17 @@ async def test_a_byte_order_mark_is_signed_as_all_other_bytes() -> None:
 def by_hand(secret: str, message_id: str, timestamp: str) -> str:
     content = f"{message_id}.{timestamp}.".encode() + BODY
     return "v1," + base64.b64encode(hmac.digest(decode_secret(secret), content, "sha256")).decode()
+
+
+@given(
+    key=st.binary(max_size=200),
+    message=st.binary(max_size=300),
+    algorithm=st.sampled_from(["sha256", "sha512", "sha1"]),
+)
+def test_a_mac_is_that_of_the_standard_library_each_time(key: bytes, message: bytes, algorithm: str) -> None:
+    """Keys of all lengths: longer than a block of the hash, too, which are hashed first."""
+    mac = Mac(key, algorithm)
+    assert [mac.of(message), mac.of(message)] == [hmac.digest(key, message, algorithm)] * 2
 
 
 # ── against the library of the specification ───────────────────────────────────────────────────────

@@ -5,6 +5,7 @@ import hmac
 import re
 from datetime import timedelta
 
+from connectors.mac import Mac
 from gateway.authenticate.presented import Caller, Presented, Reason, Unauthorized, is_id
 from gateway.authenticate.timed_keys import TimedKeys
 from gateway.config_sections import Hmac
@@ -16,7 +17,7 @@ class HmacScheme:
         named = {"signature": source.header, "timestamp": source.timestamp, "id": source.id}
         self._headers = {name: header for name, header in named.items() if header is not None}
         self._tolerance = source.tolerance or timedelta()
-        self._keys = TimedKeys(source.secrets, lambda secret: hmac.new(secret.bytes, digestmod=self._algorithm))
+        self._keys = TimedKeys(source.secrets, lambda secret: Mac(secret.bytes, self._algorithm))
         self._literals, self._names = _parts_of(source.signed)
 
     async def authenticate(self, presented: Presented) -> Caller | Unauthorized:
@@ -42,10 +43,8 @@ class HmacScheme:
         if self._encoding == "hex":
             given = given.lower()
         verified: int | None = None
-        for place, keyed in keys:  # all of them, whatever matched before: how long it takes says nothing
-            mac = keyed.copy()
-            mac.update(message)
-            expected = self._encoded(mac.digest())
+        for place, mac in keys:  # all of them, whatever matched before: how long it takes says nothing
+            expected = self._encoded(mac.of(message))
             if hmac.compare_digest(expected, given) and verified is None:
                 verified = place
         if verified is None:

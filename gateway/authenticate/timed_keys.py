@@ -12,15 +12,18 @@ Key = TypeVar("Key")
 class TimedKeys(Generic[Key]):
     def __init__(self, secrets: Sequence[TimedSecret], key_of: Callable[[Secret], Key]) -> None:
         """`key_of` makes of a secret what verifies with it."""
-        self._keys = [
+        self._keys = [(place, key_of(timed.secret)) for place, timed in enumerate(secrets)]
+        self._times = [
             (
-                key_of(timed.secret),
                 timed.not_before.timestamp() if timed.not_before else float("-inf"),
                 timed.not_after.timestamp() if timed.not_after else float("inf"),
             )
             for timed in secrets
         ]
+        self._always = all(time == (float("-inf"), float("inf")) for time in self._times)
 
-    def active(self, at: float) -> list[tuple[int, Key]]:
+    def active(self, at: float) -> Sequence[tuple[int, Key]]:
         """The keys that count at `at`, each with its place among all."""
-        return [(place, key) for place, (key, begins, ends) in enumerate(self._keys) if begins <= at < ends]
+        if self._always:
+            return self._keys
+        return [key for key, (begins, ends) in zip(self._keys, self._times, strict=True) if begins <= at < ends]
