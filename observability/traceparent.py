@@ -33,8 +33,8 @@ def write(trace_id: str, span_id: str, *, sampled: bool) -> str:
 
 
 def new_trace_id() -> str:
-    return f"{random.getrandbits(128):032x}"
+    return random.getrandbits(128).to_bytes(16, "big").hex()
 
 
 def new_span_id() -> str:
-    return f"{random.getrandbits(64):016x}"
+    return random.getrandbits(64).to_bytes(8, "big").hex()

@@ -20,13 +20,13 @@ exception, which can hold what no policy let through.
 import time
 from asyncio import CancelledError
 from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
 from contextvars import Token
 from datetime import timedelta
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 from uuid import UUID
 
+import msgspec
 from opentelemetry.trace import SpanKind
 
 from observability.metrics import Metrics
@@ -51,6 +51,7 @@ class Tracing:
 
     def __init__(self, export: "SpanExport | None", sample: float) -> None:
         self._export = export
+        self.recording = export is not None
         self._chosen_below = round(sample * 2**64)
 
     @classmethod
@@ -69,15 +70,17 @@ class Tracing:
 
     def accept(self, source: str, incoming: str | None, *, trust: bool = False) -> "Accepted":
         """The way of one request. A `traceparent` that is none is as good as no header."""
-        sender = read(incoming)
+        sender = None if incoming is None else read(incoming)
         parent = sender if trust else None
         trace_id = new_trace_id() if parent is None else parent.trace_id
+        if not self.recording:
+            return Accepted(self, Span(_RECEIVE, _SERVER, trace_id, [], sampled=False))
         span = Span(
             _RECEIVE,
             _SERVER,
             trace_id,
             [_POST, _HOOKS, (_SOURCE, source)],
-            sampled=self._chosen(trace_id) if parent is None else self.recording and parent.sampled,
+            sampled=self._chosen(trace_id) if parent is None else parent.sampled,
             parent=parent,
             links=() if sender is None or trust else (sender,),
         )
@@ -163,10 +166,6 @@ class Tracing:
         elif head.told:
             self._export.take([span])
 
-    @property
-    def recording(self) -> bool:
-        return self._export is not None
-
     def _chosen(self, trace_id: str) -> bool:
         return self.recording and int(trace_id[16:], 16) < self._chosen_below
 
@@ -185,14 +184,14 @@ class Accepted:
     def trace_id(self) -> UUID:
         return UUID(self._span.trace_id)
 
-    def produce(self, event_id: UUID, event_type: str) -> AbstractContextManager[str]:
+    def produce(self, event_id: UUID, event_type: str) -> "Produced":
         """The event, from here to its commit; as a context it is the traceparent to store with the event.
 
         Where nothing is ever exported, it is that and no span.
         """
         head = self._span
         if not self._tracing.recording:
-            return nullcontext(write(head.trace_id, new_span_id(), sampled=head.sampled))
+            return Produced(write(head.trace_id, new_span_id(), sampled=False))
         span = Span(
             _SEND,
             _PRODUCER,
@@ -201,7 +200,7 @@ class Accepted:
             sampled=head.sampled,
             head=head,
         )
-        return Produced(self._tracing, span)
+        return Produced(span.traceparent, self._tracing, span)
 
     def answered(self, status: int) -> None:
         self._span.facts.append((_STATUS, status))
@@ -225,25 +224,25 @@ class Accepted:
         self, kind: type[BaseException] | None, raised: BaseException | None, stack: TracebackType | None
     ) -> None:
         current.reset(self._before)
-        self._tracing.end(self._span, raised)
+        if self._tracing.recording:
+            self._tracing.end(self._span, raised)
 
 
-class Produced:
-    """An event on its way into the outbox."""
+class Produced(msgspec.Struct, eq=False):
+    """An event on its way into the outbox; a span only where somebody may see it."""
 
-    __slots__ = ("_span", "_tracing")
-
-    def __init__(self, tracing: Tracing, span: Span) -> None:
-        self._tracing = tracing
-        self._span = span
+    traceparent: str
+    tracing: Tracing | None = None
+    span: Span | None = None
 
     def __enter__(self) -> str:
-        return self._span.traceparent
+        return self.traceparent
 
     def __exit__(
         self, kind: type[BaseException] | None, raised: BaseException | None, stack: TracebackType | None
     ) -> None:
-        self._tracing.end(self._span, raised)
+        if self.tracing is not None and self.span is not None:
+            self.tracing.end(self.span, raised)
 
 
 class Attempt:
