@@ -60,16 +60,22 @@ class Identities:
 
     def __init__(self, seconds: Callable[[], float]) -> None:
         self._seconds = seconds
-        self._last = 0  # milliseconds << 12 | counter
+        self._last = 0  # the first half: 48 bits of milliseconds, 4 of the version, 12 of the counter
         self._random: list[int] = []  # from the system, many at a time: asking costs more than all the rest
 
     def next(self) -> UUID:
-        self._last = max(self._last + 1, int(self._seconds() * 1000) << 12)
-        milliseconds, counter = self._last >> 12, self._last & 0xFFF
+        first = int(self._seconds() * 1000) << 16 | 0x7000
+        if first <= self._last:
+            first = self._last + 1
+            if first & 0xFFF == 0:
+                first += 0xF000  # the counter has run over, into the version: on into the milliseconds
+        self._last = first
         if not self._random:
-            self._random = list(struct.unpack("256Q", os.urandom(8 * 256)))
-        random = self._random.pop() >> 2
-        return uuid_of((milliseconds << 80 | 0x7 << 76 | counter << 64 | 0b10 << 62 | random).to_bytes(16, "big"))
+            self._random = [number >> 2 | 0b10 << 62 for number in struct.unpack("256Q", os.urandom(8 * 256))]
+        return uuid_of(_HALVES.pack(first, self._random.pop()))
+
+
+_HALVES = struct.Struct(">QQ")
 
 
 def instant_of(event: UUID) -> datetime:
