@@ -177,7 +177,9 @@ class Intake:
             )
         self._heard.note(event.source, event.facility, event.received_at)
         failpoint("intake.before_answer")
-        self._refusals.dropped(door.source.name, minimized.policy, minimized.dropped)
+        if minimized.dropped:
+            door.counts.dropped[minimized.policy] += len(minimized.dropped)
+            self._refusals.dropped(door.source.name, minimized.policy, minimized.dropped)
         if isinstance(answer, Seen):
             if caller.signed_id is not None and answer.digest not in {digest, None}:
                 again = problem(409, "Same id, other body", "This id was used for another body; the first one stands.")

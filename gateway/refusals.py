@@ -1,7 +1,7 @@
 """What was refused at the door: counted in memory and written once a second, so that a flood of it writes next to nothing."""
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from uuid import UUID
 
@@ -25,7 +25,6 @@ class Refusals:
         self._metrics = metrics
         self._refused: defaultdict[tuple[str, str], Refused] = defaultdict(Refused)
         self._dropped: defaultdict[tuple[str, str, tuple[str, ...]], int] = defaultdict(int)
-        self._dropped_keys: dict[tuple[str, str], Callable[[float], None]] = {}
 
     def refused(self, source: str, reason: str, digest: UUID | None = None) -> None:
         """`source` is empty where the caller named none of ours."""
@@ -37,12 +36,7 @@ class Refusals:
 
     def dropped(self, source: str, policy: str, names: tuple[str, ...]) -> None:
         """Top-level keys that no policy names: what a privacy officer wants to hear of."""
-        if names:
-            count = self._dropped_keys.get((source, policy))
-            if count is None:
-                count = self._dropped_keys[source, policy] = self._metrics.dropped_keys.labels(source, policy).inc
-            count(len(names))
-            self._dropped[source, policy, names] += 1
+        self._dropped[source, policy, names] += 1
 
     async def flush(self) -> None:
         """Write what has come together; what cannot be written now is kept for the next time."""

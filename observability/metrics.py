@@ -251,12 +251,14 @@ class SourceMetrics:
         self.accepted = 0
         self.duplicates = 0
         self.used: Counted[int] = Counted()  # which secret verified: one that stands still can be retired
+        self.dropped: Counted[str] = Counted()  # keys of payloads that a policy does not name, by policy
         self.seconds: list[float] = []
         self._name = name
         self._accepted = metrics.accepted.labels(name)
         self._duplicates = metrics.duplicates.labels(name)
         self._seconds = metrics.request_seconds.labels(name)
         self._secret_used = metrics.secret_used
+        self._dropped_keys = metrics.dropped_keys
 
     def tell(self) -> None:
         """Since the last time."""
@@ -266,6 +268,9 @@ class SourceMetrics:
         for secret, n in self.used.items():
             self._secret_used.labels(self._name, str(secret)).inc(n)
         self.used.clear()
+        for policy, n in self.dropped.items():
+            self._dropped_keys.labels(self._name, policy).inc(n)
+        self.dropped.clear()
         if self.seconds:
             self._seconds.observe_each(self.seconds)
             self.seconds.clear()

@@ -110,6 +110,9 @@ async def test_dropped_keys_are_counted_by_name(program: Program) -> None:
     await run(program, "refusals")
     rows = await program.service._operators_database.fetch("SELECT name, n FROM dropped_keys ORDER BY name")
     assert [tuple(row) for row in rows] == [("notes", 1), ("partner_name", 1)]
+    program.service.intake.tell()
+    text = program.service.metrics.render().decode()
+    assert 'sluicegate_dropped_keys_total{policy="purchase-order",source="odoo"} 2.0' in text
 
 
 async def test_the_books_are_reported_as_metrics(program: Program) -> None:
