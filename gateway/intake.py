@@ -16,12 +16,12 @@ from gateway.authenticate import Caller, Presented, Reason, Scheme, Unauthorized
 from gateway.authenticate.peer import Address, Network, client_address
 from gateway.config import Config
 from gateway.config_sections import AnySource, OdooNative
-from gateway.listening import Brief
+from gateway.listening import Brief, Incoming, Post
 from gateway.minimize import Minimized, Policies, Unmet, Unreadable
 from gateway.parties import Party, parties
 from gateway.problems import problem, unavailable
 from gateway.refusals import Refusals
-from gateway.request_body import Incoming, Unacceptable, judge_head, read_body
+from gateway.request_body import Unacceptable, judge_head, read_body, within
 from gateway.routes import Routes
 from gateway.silence import Heard
 from gateway.slow_refusals import SlowRefusals
@@ -130,10 +130,8 @@ class Intake:
         door = self._sources.get(name)
         if door is None or (token is not None and not door.takes_token):
             self._refusals.refused("", "unknown_source")
-            unknown = problem(404, "Unknown source", "There is no source of this name.")
-            if await self._slowly.before(""):
-                unknown.force_close()
-            return unknown
+            await self._slowly.before("")
+            return problem(404, "Unknown source", "There is no source of this name.")
         with self._tracing.accept(name, request.headers.get("traceparent"), trust=door.source.trust_trace) as span:
             answer: web.StreamResponse
             try:
@@ -152,11 +150,13 @@ class Intake:
             span.answered(answer.status)
         door.counts.seconds.append(time.monotonic() - began)
         self._tell_soon()
-        if 400 <= answer.status < 500 and await self._slowly.before(name):
-            answer.force_close()
+        if 400 <= answer.status < 500:
+            await self._slowly.before(name)
         return answer
 
     async def _take(self, request: Incoming, door: "_Door", token: str | None, span: Accepted) -> Brief:
+        if door.limit is not None and door.limit.is_empty(time.monotonic()):
+            raise Refusal("rate_limited", _too_many(door.limit))  # whoever it is, so nobody's proof need be looked at
         body = await self._read(request, door)
         failpoint("intake.read")
         caller = await self._authenticate(request, door, token, body)
@@ -219,6 +219,8 @@ class Intake:
     async def _read(self, request: Incoming, door: "_Door") -> bytes:
         try:
             judge_head(request, door.source.body)
+            if isinstance(request, Post):
+                return within(request.whole, door.source.body)
             return await read_body(request, door.source.body)
         except Unacceptable as wrong:
             raise Refusal(wrong.code, _unread(wrong)) from wrong

@@ -26,7 +26,6 @@ from multidict import CIMultiDictProxy
 
 from gateway.config_sections import Listen
 from gateway.problems import answered, problem
-from gateway.request_body import Incoming
 from observability.logs import log_sparingly
 from observability.names import LogEvent
 
@@ -101,7 +100,12 @@ class Guarded(RequestHandler):
             self._parser.message_consumed()
         if self._buffer_paused and len(self._messages) <= self._msg_queue_resume_size:
             self._resume_reading_if_drained()
-        return Post(message, payload, self, path[1], path[2])
+        return Post(message, self._whole(payload), self, path[1], path[2])
+
+    def _whole(self, payload: StreamReader) -> bytes:
+        """The body that is there.  To read it by the book is to ask the parser and the socket for more, each time."""
+        buffer: Sequence[bytes] = getattr(payload, "_buffer", ())  # the empty payload has none
+        return buffer[0] if len(buffer) == 1 and not self._reading_paused else payload.read_nowait()
 
     async def _take(self, post: "Post") -> bool:
         """Answer it; whether another may follow on this connection."""
@@ -134,14 +138,14 @@ class Guarded(RequestHandler):
 
     async def _answer(self, post: "Post", answer: web.StreamResponse) -> bool:
         """Whether the caller has gone meanwhile."""
-        if isinstance(answer, Brief) and post.message.version == HttpVersion11:
-            self._keepalive = not (post.message.should_close or self._ends)
-            return await self._write(answer.whole(keep_alive=self._keepalive))
+        if isinstance(answer, Brief | web.Response) and post.message.version == HttpVersion11:
+            self._keepalive = not (post.message.should_close or self._ends or answer.keep_alive is False)
+            return await self._write(in_one_piece(answer, keep_alive=self._keepalive))
         if self._request_factory is None:
             return True
         writer = StreamWriter(self, self._loop)
         task = self._task_handler or asyncio.current_task()
-        request = self._request_factory(post.message, post.content, self, writer, task)  # type: ignore[arg-type]
+        request = self._request_factory(post.message, EMPTY_PAYLOAD, self, writer, task)  # type: ignore[arg-type]
         answer, gone = await self.finish_response(request, answer, None)
         self._keepalive = bool(answer.keep_alive)
         return gone
@@ -246,12 +250,12 @@ class Post(HeadersMixin):
     """A post to /hooks/{source} that is there as a whole: of a request, what the door needs, and no more."""
 
     def __init__(
-        self, message: RawRequestMessage, content: StreamReader, connection: Guarded, source: str, token: str | None
+        self, message: RawRequestMessage, whole: bytes, connection: Guarded, source: str, token: str | None
     ) -> None:
         self.message = message
         self.headers: CIMultiDictProxy[str] = message.headers
         self._headers = message.headers  # where aiohttp looks for them
-        self.content = content
+        self.whole = whole
         self.source = source
         self.token = token
         self._connection = connection
@@ -269,22 +273,32 @@ class Brief(web.StreamResponse):
     What aiohttp does for an answer of any kind costs more than all that is done to accept a post.
     """
 
-    def __init__(self, status: int, body: str) -> None:
+    def __init__(self, status: int, text: str) -> None:
         self._status = status
-        self._text = body
+        self.text = text
 
-    def whole(self, *, keep_alive: bool) -> bytes:
-        """Head and body in HTTP/1.1."""
-        return (
-            f"HTTP/1.1 {self._status} {REASON_PHRASES[self._status]}\r\n"
-            f"Content-Type: application/json\r\nContent-Length: {len(self._text)}\r\n"
-            f"Date: {rfc822_formatted_time()}\r\nServer: sluicegate\r\n"
-            f"{'' if keep_alive else _CLOSE}\r\n{self._text}"
-        ).encode("ascii")
+    @property
+    def keep_alive(self) -> bool | None:
+        """As the caller wants it."""
+        return None
 
     def in_full(self) -> web.Response:
         """The same for a caller who does not simply speak HTTP/1.1."""
-        return web.Response(status=self._status, body=self._text.encode("ascii"), content_type="application/json")
+        return web.Response(status=self._status, body=self.text.encode("ascii"), content_type="application/json")
+
+
+def in_one_piece(answer: Brief | web.Response, *, keep_alive: bool) -> bytes:
+    """Head and body in HTTP/1.1."""
+    if isinstance(answer, Brief):
+        fields, body = "Content-Type: application/json\r\n", answer.text.encode("ascii")
+    else:
+        fields = "".join([f"{name}: {value}\r\n" for name, value in answer.headers.items()])
+        body = answer.body if isinstance(answer.body, bytes) else b""
+    head = (
+        f"HTTP/1.1 {answer.status} {REASON_PHRASES[answer.status]}\r\n{fields}Content-Length: {len(body)}\r\n"
+        f"Date: {rfc822_formatted_time()}\r\nServer: sluicegate\r\n{'' if keep_alive else _CLOSE}\r\n"
+    )
+    return head.encode("ascii") + body
 
 
 _CLOSE = "Connection: close\r\n"
@@ -347,6 +361,7 @@ class Listening:
         await self._runner.cleanup()
 
 
+Incoming = Post | web.Request
 Hooks = Callable[[Incoming, str, str | None], Awaitable[web.StreamResponse]]  # source, and token where there is one
 
 

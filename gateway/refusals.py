@@ -25,10 +25,14 @@ class Refusals:
         self._metrics = metrics
         self._refused: defaultdict[tuple[str, str], Refused] = defaultdict(Refused)
         self._dropped: defaultdict[tuple[str, str, tuple[str, ...]], int] = defaultdict(int)
+        self._counts: dict[tuple[str, str], Callable[[], None]] = {}
 
     def refused(self, source: str, reason: str, digest: UUID | None = None) -> None:
         """`source` is empty where the caller named none of ours."""
-        self._metrics.refused.labels(source, reason).inc()
+        count = self._counts.get((source, reason))
+        if count is None:
+            count = self._counts[source, reason] = self._metrics.refused.labels(source, reason).inc
+        count()
         refused = self._refused[source, reason]
         refused.n += 1
         if digest is not None and len(refused.digests) < SAMPLE:

@@ -4,7 +4,7 @@ import asyncio
 from datetime import timedelta
 from typing import Protocol
 
-from aiohttp import StreamReader, web
+from aiohttp import web
 from aiohttp.client_exceptions import ClientPayloadError
 from aiohttp.web_exceptions import HTTPException
 from multidict import CIMultiDictProxy
@@ -12,8 +12,8 @@ from multidict import CIMultiDictProxy
 BODY_DEADLINE = timedelta(seconds=10)
 
 
-class Incoming(Protocol):
-    """What the door asks of a request: as much of it as there is in each."""
+class Head(Protocol):
+    """Of a request."""
 
     @property
     def headers(self) -> CIMultiDictProxy[str]: ...
@@ -23,13 +23,6 @@ class Incoming(Protocol):
 
     @property
     def content_length(self) -> int | None: ...
-
-    @property
-    def content(self) -> StreamReader: ...
-
-    @property
-    def remote(self) -> str | None:
-        """The address of the peer; None on a Unix socket."""
 
 
 class Unacceptable(Exception):  # noqa: N818  an answer, not a mistake
@@ -43,7 +36,7 @@ class Unacceptable(Exception):  # noqa: N818  an answer, not a mistake
         self.detail = detail
 
 
-def judge_head(request: Incoming, limit: int) -> None:
+def judge_head(request: Head, limit: int) -> None:
     """What the head says of the body; raises Unacceptable."""
     headers = request.headers
     if "Content-Encoding" in headers and any(e.lower() != "identity" for e in headers.getall("Content-Encoding")):
@@ -66,14 +59,18 @@ def too_large(limit: int) -> Unacceptable:
     return Unacceptable(413, "too_large", "Body too large", f"At most {limit} bytes are taken here.")
 
 
-async def read_body(request: Incoming, limit: int) -> bytes:
+def within(body: bytes, limit: int) -> bytes:
+    """A body that is there as a whole, if it is no larger than `limit` bytes; raises Unacceptable."""
+    if len(body) > limit:
+        raise too_large(limit)
+    return body
+
+
+async def read_body(request: web.Request, limit: int) -> bytes:
     """All of it, if it comes in time and is no larger than `limit` bytes; raises Unacceptable."""
     content = request.content
     if content.is_eof():  # it came with its head, as most do
-        body = content.read_nowait()
-        if len(body) > limit:
-            raise too_large(limit)
-        return body
+        return within(content.read_nowait(), limit)
     chunks: list[bytes] = []
     size = 0
     try:

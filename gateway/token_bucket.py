@@ -10,13 +10,17 @@ class TokenBucket:
 
     def take(self, now: float) -> bool:
         """One, if there is one; `now` in seconds of a monotonic clock."""
-        if self._at is not None:
-            self._tokens = min(self._most, self._tokens + (now - self._at) * self._per_second)
-        self._at = now
-        if self._tokens < 1:
+        if self.is_empty(now):
             return False
         self._tokens -= 1
         return True
+
+    def is_empty(self, now: float) -> bool:
+        """Whether nobody could take one."""
+        if self._at is not None:
+            self._tokens = min(self._most, self._tokens + (now - self._at) * self._per_second)
+        self._at = now
+        return self._tokens < 1
 
     @property
     def wait(self) -> float:

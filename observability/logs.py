@@ -57,7 +57,23 @@ def configure(
 
 def log_sparingly(event: LogEvent, *, level: Level = "warning", **facts: object) -> None:
     """Log what may happen a thousand times a second: one line a second for its name, with the number left out."""
-    getattr(structlog.get_logger(), level)(event, sparingly=True, **facts)
+    _log_sparingly(event, level, event, facts)
+
+
+def _log_sparingly(key: str, level: str, event: LogEvent, facts: dict[str, object]) -> None:
+    """One line a second for each key.  Judged before anything is made of it, since in a flood that costs most."""
+    now = time.monotonic()
+    written, left_out = _sparingly.get(key, (float("-inf"), 0))
+    if now - written < 1:
+        _sparingly[key] = (written, left_out + 1)
+        return
+    _sparingly[key] = (now, 0)
+    if left_out:
+        facts["left_out"] = left_out
+    getattr(structlog.get_logger(), level)(event, **facts)
+
+
+_sparingly: dict[str, tuple[float, int]] = {}  # when the last line was written, and how many were left out since
 
 
 class Logs:
@@ -65,10 +81,11 @@ class Logs:
 
     def __init__(self, form: Form, *, level: Level, to: TextIO, dropped: Callable[[int], object]) -> None:
         self._writer = LineWriter(to, dropped=dropped, missed=tell_missed)
+        _sparingly.clear()
         self._structlog_before = structlog.get_config()
         render = _as_json if form == "json" else _for_people
         structlog.configure(
-            processors=[_Sparingly(), _facts, render],
+            processors=[_facts, render],
             wrapper_class=structlog.make_filtering_bound_logger(level),
             logger_factory=lambda *_: _Lines(self._writer),
             cache_logger_on_first_use=False,
@@ -122,28 +139,6 @@ class _Lines:
 
     def __init__(self, writer: LineWriter) -> None:
         self.debug = self.info = self.warning = self.error = self.critical = self.exception = writer.write
-
-
-class _Sparingly:
-    """Lets one line a second pass for each name (or for each value of `sparingly`, where that is a text)."""
-
-    def __init__(self) -> None:
-        self._last: dict[str, tuple[float, int]] = {}
-
-    def __call__(self, _logger: WrappedLogger, _method: str, line: EventDict) -> EventDict:
-        sparingly = line.pop("sparingly", None)
-        if not sparingly:
-            return line
-        key = line["event"] if sparingly is True else sparingly
-        now = time.monotonic()
-        written, left_out = self._last.get(key, (-1.0, 0))
-        if 0 <= now - written < 1:
-            self._last[key] = (written, left_out + 1)
-            raise structlog.DropEvent
-        self._last[key] = (now, 0)
-        if left_out:
-            line["left_out"] = left_out
-        return line
 
 
 def _facts(_logger: WrappedLogger, method: str, line: EventDict) -> EventDict:
@@ -269,13 +264,8 @@ class _FromLibraries(logging.Handler):
             else "debug"
         )
         error = record.exc_info[1] if record.exc_info else None
-        getattr(structlog.get_logger(), level)(
-            LogEvent.LIBRARY_SAID,
-            logger=record.name,
-            at=at,
-            exc_info=error,
-            sparingly=f"{record.name} {at} {_exception(error)}",
-        )
+        facts: dict[str, object] = {"logger": record.name, "at": at, "exc_info": error}
+        _log_sparingly(f"{record.name} {at} {_exception(error)}", level, LogEvent.LIBRARY_SAID, facts)
 
 
 def _uncaught(kind: type[BaseException], error: BaseException, stack: TracebackType | None) -> None:
