@@ -1,7 +1,7 @@
 """What was refused at the door: counted in memory and written once a second, so that a flood of it writes next to nothing."""
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from uuid import UUID
 
