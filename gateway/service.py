@@ -191,6 +191,8 @@ class Service:
             self.outbox, database=self._dispatch_database, clock=self.clock, metrics=self.metrics, tracing=self.tracing
         )
         self.waker.dispatch_here(self.dispatcher.wake)
+        if self._dispatching:
+            self.outbox.hand_over_to(self.dispatcher.take)
         self.intake = Intake(
             batch=self.batch,
             clock=self.clock,

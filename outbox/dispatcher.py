@@ -205,6 +205,16 @@ class Dispatcher:
         self._work.set()
         return others
 
+    def take(self, fresh: Taken) -> bool:
+        """This process has just stored it: if its lane is ours, and nothing waits to be read there, it is not read either."""
+        own = self._lanes.get(fresh.lane)
+        if own is None or own.lane.destination not in self._targets:
+            return False
+        if self._gates[own.lane.destination].opens_at(self._clock.now()) is not None or not own.take_fresh(fresh):
+            return False
+        self._work.set()
+        return True
+
     @property
     def alive(self) -> bool:
         """Its loops turn, none has failed just now, and its lease runs."""

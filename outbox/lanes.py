@@ -46,6 +46,7 @@ class OwnedLane:
         self._opens: list[tuple[datetime, int]] = []  # a heap: when closed keys are due again
         self._due_at = BEGINNING
         self._event = LOWEST
+        self._read_to = BEGINNING + lane.epoch * MOMENT  # which is when it was leased
         self._again = 0  # rows behind which it was rewound: they come once more
         self._meanwhile: datetime | None = None  # rewound to this while a read was under way
         self._settled: set[UUID] = set()  # let go while a read was under way: it may have begun before that
@@ -91,6 +92,7 @@ class OwnedLane:
         self._again = 0
         if rows:
             self._due_at, self._event = rows[-1].due_at, rows[-1].event_id
+            self._read_to = max(self._read_to, self._due_at)
         else:
             self._due_at, self._event = reading.due_at, reading.event
         known = len(self.known)
@@ -103,6 +105,21 @@ class OwnedLane:
             self.rewind(meanwhile)
         elif not self.known and not self.dirty:
             self.careful = 0  # what the owner before can have had in flight is done
+
+    def take_fresh(self, row: Taken) -> bool:
+        """One that was stored just now and not read; False where it is to be read like any other.
+
+        What is in order is always read: only so it comes after what somebody else stored of its subject before it.  And
+        word of it can be slow to come: behind the place up to which the lane was ever read, by us or an owner before, it
+        may have been read and delivered by now.  The watermark stays, so what others store meanwhile is found as ever.
+        """
+        if row.key is not None or self.dirty or self.leaving or self.careful or self._room <= 0:
+            return False
+        if row.due_at <= self._read_to:
+            return False
+        self.known[row.event_id] = row
+        self.buffer.append(row)
+        return True
 
     def keys_to_open(self, now: datetime) -> list[int]:
         """Keys whose delivery is settled or due again: the next of each is to be read.

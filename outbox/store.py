@@ -5,7 +5,7 @@ Each is one statement in autocommit, so that a program that stalls never holds a
 Locks are taken in the order lanes, pending, the rest.
 """
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import IntEnum
@@ -96,7 +96,7 @@ class Stored(msgspec.Struct, frozen=True):
     """It is new, and durable."""
 
     event: UUID
-    due_at: datetime | None  # of its deliveries; None where it owes none
+    due_at: datetime | None  # of its deliveries that somebody is to be woken for; None where there are none
 
 
 class Seen(msgspec.Struct, frozen=True):
@@ -227,8 +227,13 @@ class Outbox:
     def __init__(self, *, intake: Database, dispatch: Database) -> None:
         self._intake = intake
         self._dispatch = dispatch
+        self._take: Callable[[Taken], bool] | None = None
 
     # ── add ──────────────────────────────────────────────────────────────────────────────────────
+
+    def hand_over_to(self, take: Callable[[Taken], bool]) -> None:
+        """A dispatcher in this process, which says whether it takes what was stored just now: then nobody reads it."""
+        self._take = take
 
     async def add(self, arrivals: Sequence[Arrival], buckets: Buckets) -> list[Stored | Seen]:
         """Store what is new, in one transaction; recognise what is not.
@@ -238,10 +243,8 @@ class Outbox:
         answers: dict[UUID, Stored | Seen] = {}
         waiting = list(arrivals)
         while waiting:
-            new, due_at = await self._insert(waiting, buckets)
-            answers |= {
-                a.event.id: Stored(a.event.id, due_at if a.debts else None) for a in waiting if a.event.id in new
-            }
+            new = await self._insert(waiting, buckets)
+            answers |= {event: Stored(event, due_at) for event, due_at in new.items()}
             lost = [a for a in waiting if a.event.id not in new]
             first = await self._firsts(lost, buckets) if lost else {}
             answers |= {a.event.id: first[a.same] for a in lost if a.same in first}
@@ -250,7 +253,7 @@ class Outbox:
             ]  # the first one's transaction was undone: now we are first
         return [answers[a.event.id] for a in arrivals]
 
-    async def _insert(self, arrivals: Sequence[Arrival], buckets: Buckets) -> tuple[set[UUID], datetime | None]:
+    async def _insert(self, arrivals: Sequence[Arrival], buckets: Buckets) -> dict[UUID, datetime | None]:
         """The one statement of intake.  What all of a batch have in common is told once, or not at all: see `_settle`.
 
         `due_at` is read off the clock after the dedup keys are in, so that it is never older than the
@@ -258,23 +261,12 @@ class Outbox:
         """
         events = [a.event for a in arrivals]
         owing = [(a.event.id, debt) for a in arrivals for debt in a.debts]
-        row = await self._intake.fetchrow(
+        rows = await self._intake.fetch(
             """
-            WITH arrived AS MATERIALIZED (
-                SELECT id, coalesce(source, ($2::text[])[1]) AS source, type, subject, facility, time,
-                       to_timestamp(received_at) AS received_at, traceparent, coalesce(policy, ($8::text[])[1]) AS policy,
-                       coalesce(policy_version, ($9::int[])[1]) AS policy_version, digest, owed, data, same, ord
-                  FROM unnest($1::uuid[], $2::text[], $3::text[], $4::text[], $5::text[], $6::timestamptz[],
-                              $7::float8[], $8::text[], $9::int[], $10::text::text[], $11::uuid[], $12::text[],
-                              $13::json[], $14::uuid[])
-                  WITH ORDINALITY
-                    AS a (id, source, type, subject, facility, time,
-                          received_at, policy, policy_version, traceparent, digest, owed,
-                          data, same, ord)
-            ), won_before AS (
+            WITH won_before AS (
                 INSERT INTO dedup (bucket, key, event_id)
                 SELECT $20, same, id
-                  FROM arrived
+                  FROM unnest($14::uuid[], $1::uuid[]) WITH ORDINALITY AS arrived (same, id, ord)
                  WHERE $22
                  ORDER BY same, ord
                     ON CONFLICT DO NOTHING
@@ -282,7 +274,7 @@ class Outbox:
             ), won AS (
                 INSERT INTO dedup (bucket, key, event_id)
                 SELECT $21, same, id
-                  FROM arrived
+                  FROM unnest($14::uuid[], $1::uuid[]) WITH ORDINALITY AS arrived (same, id, ord)
                  WHERE CASE WHEN $22
                             THEN id = ANY (ARRAY(SELECT event_id FROM won_before))
                             ELSE NOT EXISTS (SELECT FROM dedup AS old WHERE old.bucket = $20 AND old.key = arrived.same)
@@ -290,34 +282,39 @@ class Outbox:
                  ORDER BY same, ord
                     ON CONFLICT DO NOTHING
                 RETURNING event_id
-            ), new AS MATERIALIZED (
-                SELECT *
-                  FROM arrived
-                 WHERE id = ANY (ARRAY(SELECT event_id FROM won))
             ), stored AS (
-                INSERT INTO events (id, source, type, subject, facility, time, received_at, traceparent,
-                                    policy, policy_version, digest, owed, data)
-                SELECT id, source, type, subject, facility, time, received_at, traceparent,
-                       policy, policy_version, digest, owed::smallint[], data
-                  FROM new
+                INSERT INTO events (id, source, type, subject, facility, time, received_at, traceparent, policy, policy_version,
+                                    digest, owed, data)
+                SELECT id, coalesce(source, ($2::text[])[1]), type, subject, facility, time, to_timestamp(received_at),
+                       traceparent, coalesce(policy, ($8::text[])[1]), coalesce(policy_version, ($9::int[])[1]),
+                       digest, owed::smallint[], data
+                  FROM unnest($1::uuid[], $2::text[], $3::text[], $4::text[], $5::text[], $6::timestamptz[],
+                              $7::float8[], $8::text[], $9::int[], $10::text::text[], $11::uuid[], $12::text[],
+                              $13::json[])
+                    AS arrived (id, source, type, subject, facility, time,
+                                received_at, policy, policy_version, traceparent, digest, owed,
+                                data)
+                 WHERE id = ANY (ARRAY(SELECT event_id FROM won))
             ), owing AS (
                 INSERT INTO pending (event_id, lane, key, give_up, due_at, owed_since)
                 SELECT o.event_id, o.lane, o.key, o.give_up, clock_timestamp(), clock_timestamp()
                   FROM unnest($15::uuid[], $16::text::int[], $17::bigint[], $18::int[]) AS o (event_id, lane, key, give_up)
                  WHERE o.event_id = ANY (ARRAY(SELECT event_id FROM won))
-                RETURNING due_at
+                RETURNING event_id, lane, ctid AS place, due_at
             ), counted AS (
                 INSERT INTO tally (day, what, destination, n)
-                SELECT event_day(id), CASE WHEN owed = '{}' THEN 0 ELSE 1 END, 0, count(*)
-                  FROM new
-                 GROUP BY 1, 2
-                UNION ALL
-                SELECT event_day(o.event_id), 2, o.destination, count(*)
-                  FROM unnest($15::uuid[], $19::text::smallint[]) AS o (event_id, destination)
-                 WHERE o.event_id = ANY (ARRAY(SELECT event_id FROM won))
+                SELECT event_day(event_id), what, destination, count(*)
+                  FROM (SELECT event_id, CASE WHEN owed = '{}' THEN 0 ELSE 1 END AS what, 0 AS destination
+                          FROM unnest($1::uuid[], $12::text[]) AS arrived (event_id, owed)
+                         UNION ALL
+                        SELECT event_id, 2, destination
+                          FROM unnest($15::uuid[], $19::text::smallint[]) AS o (event_id, destination)) AS each
+                 WHERE event_id = ANY (ARRAY(SELECT event_id FROM won))
                  GROUP BY 1, 2, 3
             )
-            SELECT ARRAY(SELECT event_id FROM won) AS new, (SELECT min(due_at) FROM owing) AS due_at
+            SELECT event_id, lane, place, due_at FROM owing
+             UNION ALL
+            SELECT event_id, NULL, NULL, NULL FROM won WHERE $23
             """,
             [e.id for e in events],
             _once([e.source for e in events]),
@@ -336,14 +333,24 @@ class Outbox:
             [event for event, _ in owing],
             _numbers([debt.lane for _, debt in owing]),
             _unless_all([debt.key for _, debt in owing], None),
-            _unless_all([in_seconds(debt.give_up) for _, debt in owing], None),
+            _unless_all([None if debt.give_up is None else in_seconds(debt.give_up) for _, debt in owing], None),
             _numbers([debt.destination for _, debt in owing]),
             buckets.before,
             buckets.current,
             buckets.border,
+            not all(a.debts for a in arrivals),
         )
-        assert row is not None
-        return set(row["new"]), row["due_at"]
+        return dict.fromkeys(row[0] for row in rows) | self._hand_over(arrivals, rows)
+
+    def _hand_over(self, arrivals: Sequence[Arrival], rows: Sequence[Record]) -> dict[UUID, datetime]:
+        """By event, when those of its deliveries are due that nobody here took."""
+        arrived = {a.event.id: a for a in arrivals}
+        due: dict[UUID, datetime] = {}
+        for event_id, lane, place, due_at in rows:
+            if lane is None or (self._take and self._take(_fresh(arrived[event_id], lane, place, due_at))):
+                continue
+            due[event_id] = min(due.get(event_id, due_at), due_at)
+        return due
 
     async def _firsts(self, lost: Sequence[Arrival], buckets: Buckets) -> dict[UUID, Seen]:
         """Who came first, by dedup key; the newest bucket speaks.  One by one: a join would be made by a scan of all events.
@@ -591,6 +598,75 @@ class Outbox:
         An attempt that is told of already (what was restored may not fit together) keeps nothing from being settled;
         but to look for one costs a record of the log each time, so it is done where it was found to be needed.
         """
+        if not all(
+            s.outcome == OutcomeKind.DELIVERED and s.verdict == Verdict.DELIVERED and s.reason is None for s in done
+        ):
+            return await self._settle_whatever(done)
+        gone = await self._settle_delivered(done)
+        left = [n for n in range(len(done)) if n not in gone]
+        if not left:
+            return Settled(dict.fromkeys(gone), frozenset((s.lane, s.epoch) for s in done))
+        rest = await self._settle_whatever([done[n] for n in left])
+        return Settled(dict.fromkeys(gone) | {left[n]: again for n, again in rest.done.items()}, rest.standing)
+
+    async def _settle_delivered(self, done: Sequence[Settlement]) -> set[int]:
+        """What nearly all are: delivered, not told of yet, not carried over.  Those that are gone, by position; the rest stands.
+
+        It could be left to the statement for whatever comes, but that has three times as many parts, and Postgres makes
+        each of them ready, whether there is something for it or not: twice the work, for one that comes alone.
+        """
+        held = dict(sorted({(s.lane, s.epoch) for s in done}))
+        try:
+            rows = await self._dispatch.fetch(
+                """
+                WITH fence AS MATERIALIZED (
+                    SELECT lane, carried_below
+                      FROM lanes
+                     WHERE (lane, epoch) IN (SELECT lane, epoch FROM unnest($1::int[], $2::bigint[]) AS held (lane, epoch))
+                       FOR SHARE SKIP LOCKED
+                ), gone AS (
+                    DELETE FROM pending AS p
+                     USING unnest($3::text::int[], $4::text::tid[], $5::uuid[], $6::text::int[], $7::float8[],
+                                  $8::text::int[], $9::text::uuid[], $10::text::int[], $11::text[], $12::text::int[])
+                      WITH ORDINALITY
+                        AS given (lane, place, event_id, destination, at,
+                                  took_ms, trace_id, status, receipt, attempts, ord)
+                     WHERE p.ctid = given.place
+                       AND (p.event_id, p.lane, p.attempts) = (given.event_id, given.lane, coalesce(given.attempts, 0))
+                       AND given.lane = ANY (ARRAY(SELECT lane FROM fence))
+                       AND given.event_id >= (SELECT carried_below FROM fence ORDER BY carried_below DESC LIMIT 1)
+                    RETURNING given.event_id, destination, p.attempts + 1 AS number, at, status, took_ms, trace_id, receipt, ord
+                ), told AS (
+                    INSERT INTO attempts (event_id, destination, number, at, outcome, status, took_ms, trace_id, receipt)
+                    SELECT event_id, destination, number, to_timestamp(at), 0 /* delivered */, status, took_ms, trace_id, receipt
+                      FROM gone
+                ), counted AS (
+                    INSERT INTO tally (day, what, destination, n)
+                    SELECT event_day(event_id), 3, destination, count(*)
+                      FROM gone
+                     GROUP BY 1, 3
+                )
+                SELECT ord FROM gone
+                """,
+                list(held),
+                list(held.values()),
+                _numbers([s.lane if held[s.lane] == s.epoch else None for s in done]),
+                "{" + ",".join([f'"({block},{offset})"' for block, offset in [s.taken.place for s in done]]) + "}",
+                [s.taken.event_id for s in done],
+                _numbers([s.destination for s in done]),
+                [s.at.timestamp() for s in done],
+                _numbers([round(s.took.total_seconds() * 1000) for s in done]),
+                "{" + ",".join([s.trace or "NULL" for s in done]) + "}",
+                _numbers(_unless_all([s.status for s in done], None)),
+                _unless_all([s.receipt for s in done], None),
+                _numbers(_unless_all([s.taken.attempts for s in done], 0)),
+            )
+        except UniqueViolationError:
+            return set()
+        return {row[0] - 1 for row in rows}
+
+    async def _settle_whatever(self, done: Sequence[Settlement]) -> Settled:
+        """Any verdict; one that is told of already, and one that was carried over when its partition was dropped."""
         try:
             return await self._settle(done, some_are_told=False)
         except UniqueViolationError:
@@ -851,8 +927,8 @@ class Outbox:
         await self._dispatch.execute("SELECT pg_notify($1, $2)", channel, payload)
 
 
-def in_seconds(limit: timedelta | None) -> int | None:
-    return None if limit is None else max(1, round(limit.total_seconds()))
+def in_seconds(limit: timedelta) -> int:
+    return max(1, round(limit.total_seconds()))
 
 
 def _once(values: list[Any]) -> list[Any]:
@@ -868,6 +944,24 @@ def _unless_all(values: list[Any], usual: object) -> list[Any]:
 def _numbers(values: Iterable[int | None]) -> str:
     """An array as Postgres writes it."""
     return "{" + ",".join(["NULL" if value is None else f"{value:d}" for value in values]) + "}"
+
+
+def _fresh(arrival: Arrival, lane: int, place: tuple[int, int], due_at: datetime) -> Taken:
+    """A delivery as it was stored just now: what a read would say of it."""
+    [debt] = [debt for debt in arrival.debts if debt.lane == lane]
+    return Taken(
+        lane=lane,
+        place=place,
+        event=arrival.event,
+        event_id=arrival.event.id,
+        due_at=due_at,
+        owed_since=due_at,
+        key=debt.key,
+        not_before=None,
+        give_up=None if debt.give_up is None else timedelta(seconds=in_seconds(debt.give_up)),
+        attempts=0,
+        spared=0,
+    )
 
 
 def _taken(row: Record, event: Record | None) -> Taken:

@@ -158,6 +158,26 @@ async def test_an_event_that_comes_alone_costs_three_statements(house: House, me
     assert sent <= 3 * 100 + A_SECOND * (took + 1), meter.database.sent
 
 
+async def test_an_event_that_needs_no_order_costs_two_where_it_was_stored(house: House, meter: Meter) -> None:
+    """It is handed over, and not read."""
+    await house.destination("ledger")
+    partner = Partner()
+    async with house.dispatching(house.target("ledger", partner)) as dispatcher:
+        house.outbox.hand_over_to(dispatcher.take)
+        waker = Waker(house.outbox)
+        waker.dispatch_here(dispatcher.wake)
+        batch = intake(house, waker)
+        await asyncio.sleep(1.5)
+        meter.database.sent.clear()
+        began = time.monotonic()
+        for n in range(100):
+            await batch.add(house.arrival("ledger"))
+            await until(lambda: len(partner.asked) == n + 1)  # noqa: B023
+        await house.drained()
+        took, sent = time.monotonic() - began, meter.database.sent.total()
+    assert sent <= 2 * 100 + A_SECOND * (took + 1), meter.database.sent
+
+
 async def test_a_service_that_has_nothing_to_do_hardly_asks_the_database(house: House, meter: Meter) -> None:
     for n in range(5):
         await house.destination(f"shop-{n}", shards=4)

@@ -209,6 +209,18 @@ async def test_a_settle_goes_to_its_rows_by_their_places(bench: Bench) -> None:
     assert plan.pages < 30 * len(rows)
 
 
+async def test_a_settle_of_what_is_delivered_goes_to_its_rows_by_their_places(bench: Bench) -> None:
+    _, rows = await bench.read(room=50)
+    settlements = [replace(bench.settlement(row, Verdict.DELIVERED), reason=None) for row in rows]
+    plan, settled = await bench.plan(bench.outbox.settle(settlements))
+    assert set(settled.done) == set(range(200))
+    assert plan.scanned() == []
+    assert plan.joined_by <= {"Nested Loop"}
+    pending = {n["Node Type"] for n in plan.nodes if n.get("Relation Name") == "pending"}
+    assert pending == {"Tid Scan", "ModifyTable"}
+    assert plan.pages < 30 * len(rows)
+
+
 async def test_what_was_moved_is_found_by_its_identity(bench: Bench) -> None:
     _, rows = await bench.read()
     plan, places = await bench.plan(bench.outbox.places(rows))
