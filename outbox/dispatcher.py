@@ -14,7 +14,7 @@ import os
 import re
 import socket
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -58,6 +58,7 @@ TRUST = timedelta(seconds=5)  # so long the others have to draw their lines to a
 MISSED = timedelta(seconds=0.7)  # a dispatcher whose line is missing for so long was killed; else it is drawn again
 FAREWELL = timedelta(seconds=5)  # at the end, to settle what is done and hand over the rest
 ALL = 1_000_000  # tasks: as many as there is work for
+KEPT_FREE = 8  # a lane leaves one of so many places of its destination to the others
 KILLS = 3  # so many processes a delivery may take down before it is buried
 
 
@@ -545,11 +546,17 @@ class Dispatcher:
     def _start(self, most: int = ALL) -> bool:
         """As many attempts as the gates let through, at `most` so many tasks a destination; whether more are to be made.
 
-        The lane that had its turn longest ago comes first.
+        The lane that had its turn longest ago comes first, and none alone takes the last eighth of the places: a party
+        that floods leaves some free for another, who would have to wait for the end of an attempt.
         """
         now = self._clock.now()
         self._turns = {number: deque() for number in self._targets}
-        for own in sorted(self._at_work(), key=lambda own: own.started_at):
+        at_work = sorted(self._at_work(), key=lambda own: own.started_at)
+        lanes = Counter(own.lane.destination for own in at_work)
+        limits = {number: self._gates[number].limit for number in lanes}
+        shares = {n: limit - (limit // KEPT_FREE if lanes[n] > 1 else 0) for n, limit in limits.items()}
+        for own in at_work:
+            own.most_in_flight = shares[own.lane.destination]
             if own.buffer:
                 self._turns[own.lane.destination].append(own)
         more = False
@@ -575,12 +582,13 @@ class Dispatcher:
     def _next(self, destination: int) -> OwnedLane | None:
         """The lane whose turn it is; the others of the destination come before it comes again."""
         turns = self._turns[destination]
-        while turns:
+        for _ in range(len(turns)):
             own = turns.popleft()
             ours = self._lanes.get(own.lane.number) is own and not own.leaving
             if ours and own.buffer and (not own.careful or self._may_be_tried(own)):
                 turns.append(own)
-                return own
+                if own.in_flight < own.most_in_flight:
+                    return own
         return None
 
     def _may_be_tried(self, own: OwnedLane) -> bool:

@@ -34,6 +34,7 @@ class OwnedLane:
         self.marked = marked
         self.leaving = False
         self.in_flight = 0
+        self.most_in_flight = 0
         self.started_at = 0.0  # the latest attempt, on the monotonic clock: lanes take turns
         self.buffer: deque[Taken] = deque()
         self.known: dict[UUID, Taken] = {}  # read and not settled: in the buffer, in flight, or being settled

@@ -14,10 +14,10 @@ from gateway.parties import lanes, parties
 from gateway.slow_refusals import AT_ONCE, LONGEST, MOST, SHORTEST, SlowRefusals
 from outbox import intake_batch
 from outbox.database import Unavailable
-from outbox.event import Delivered
+from outbox.event import Delivered, Delivery
 from outbox.intake_batch import IntakeBatch, Waiting, in_turns, party_of
 from outbox.store import Arrival, Debt
-from tests.house import House, Partner, house_on
+from tests.house import House, Partner, house_on, until
 from tests.serving import CONFIGURATION, ENVIRON, Program, order, partner, serving
 
 
@@ -171,6 +171,27 @@ async def test_a_party_does_not_wait_behind_the_backlog_of_another_in_one_destin
         await house.drained(30)
     assert len(taken) == 2001
     assert taken.index("south") < 300  # not behind the 2000 that were there before
+
+
+async def test_a_party_that_fills_a_destination_leaves_a_place_for_another(house: House) -> None:
+    house.destinations |= await house.outbox.ensure_destinations({"ledger": 1}, {"ledger": 2})
+    held, others = asyncio.Event(), asyncio.Event()
+
+    async def work(delivery: Delivery) -> Delivered:
+        if delivery.event.facility == "north":
+            await held.wait()
+        others.set()
+        return Delivered()
+
+    flood = Partner(work)
+    await house.outbox.add([arrival(house, "north", "ledger", party=0) for _ in range(30)], house.buckets())
+    async with house.dispatching(house.target("ledger", flood, concurrency=16)) as dispatcher:
+        await until(lambda: len(flood.asked) == 14)
+        await house.outbox.add([arrival(house, "south", "ledger", party=1)], house.buckets())
+        dispatcher.wake({lane: house.clock.now() for lane in house.destinations["ledger"].lanes})
+        await asyncio.wait_for(others.wait(), 5)  # though none of the flood has ended
+        held.set()
+        await house.drained(30)
 
 
 async def test_a_destination_gets_the_lanes_that_it_lacks_and_subjects_keep_theirs(house: House) -> None:
