@@ -57,6 +57,7 @@ def serve(config: Config, folder: EmbeddedFolder | None, *, role: str, workers: 
     """Run until SIGTERM or SIGINT; the exit status.  Raises what `expected` in gateway/commands.py can tell a person."""
     _allow_many_connections()
     gc.freeze()  # what the program is made of stays: to look through it for garbage takes 80 ms, each time
+    gc.set_threshold(5_000)  # hardly anything is ever found, and after each 700 objects it takes a thirtieth of a post
     if WORKER in environ:
         work = _worker(config, role, workers, environ)
     else:
