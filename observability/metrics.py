@@ -5,6 +5,7 @@ Labels are names from the configuration and codes of ours, never ids: their numb
 
 from bisect import bisect_left
 from collections import Counter as Counted
+from collections import defaultdict
 from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
@@ -250,8 +251,8 @@ class SourceMetrics:
     def __init__(self, metrics: Metrics, name: str) -> None:
         self.accepted = 0
         self.duplicates = 0
-        self.used: Counted[int] = Counted()  # which secret verified: one that stands still can be retired
-        self.dropped: Counted[str] = Counted()  # keys of payloads that a policy does not name, by policy
+        self.used: defaultdict[int, int] = defaultdict(int)  # each secret: one that stands still can be retired
+        self.dropped: defaultdict[str, int] = defaultdict(int)  # keys that each policy does not name
         self.seconds: list[float] = []
         self._name = name
         self._accepted = metrics.accepted.labels(name)

@@ -89,6 +89,7 @@ async def test_a_list_of_signatures_needs_one_that_is_right() -> None:
         f"v1,wrong {right}": True,
         f"v1a,c2ln v2,c2ln {right}": True,
         f"v2,c2ln v3 , {right}": True,
+        " ".join(["v1a,x"] * 8 + [right]): True,
         " ".join(["v1,x"] * 7 + [right]): True,
         " ".join(["v1,x"] * 8 + [right]): False,
         right.removeprefix("v1,"): False,

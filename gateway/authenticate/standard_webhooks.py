@@ -33,7 +33,9 @@ class StandardWebhooksScheme:
         keys = self._keys.active(at)
         if not keys:
             return Unauthorized(Reason.NO_ACTIVE_SECRET)
-        given = [one for one in signatures.split(" ") if one.startswith("v1,")][:_MOST]
+        given = signatures.split(" ")
+        if len(given) > 1:
+            given = [one for one in given if one.startswith("v1,")][:_MOST]
         verified: int | None = None
         for place, mac in keys:  # all of them, whatever matched before: how long it takes says nothing
             expected = signature(mac, message)
