@@ -7,6 +7,7 @@ as well: the user needs rights on contacts (res.partner).
 import asyncio
 import logging
 import os
+import re
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import suppress
@@ -740,30 +741,36 @@ async def test_neither_key_nor_traceback_is_ever_shown(
 
 @dataclass
 class Elsewhere:
-    """Something that is not Odoo, behind its address."""
+    """Something that is not Odoo, behind its address; it may say that it is."""
 
     url: str
     system: dict[str, object]
-    connections: list[str]
+    asked: list[str]
+
+
+Pretends = Callable[[bytes, bytes, bool], Awaitable[Elsewhere]]
 
 
 @pytest.fixture
-async def elsewhere() -> AsyncIterator[Callable[[bytes, bytes], Awaitable[Elsewhere]]]:
+async def elsewhere() -> AsyncIterator[Pretends]:
     servers: list[asyncio.Server] = []
     serving: set[asyncio.Task[None]] = set()
 
-    async def start(head: bytes, for_ever: bytes) -> Elsewhere:
-        seen: list[str] = []
+    async def start(head: bytes, for_ever: bytes, tells_a_version: bool) -> Elsewhere:
+        asked: list[str] = []
 
         async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
             task = asyncio.current_task()
             assert task
             serving.add(task)
             with suppress(ConnectionError, asyncio.IncompleteReadError, asyncio.CancelledError):
-                seen.append((await reader.readuntil(b"\r\n")).decode())
-                await reader.readuntil(b"}")
-                writer.write(head)
-                while for_ever:
+                request = (await reader.readuntil(b"\r\n\r\n")).decode()
+                if length := re.search(r"(?i)^content-length: (\d+)", request, re.MULTILINE):
+                    await reader.readexactly(int(length[1]))
+                asked.append(request.split()[1])
+                told = tells_a_version and asked[-1] == "/web/version"
+                writer.write(VERSION if told else head)
+                while for_ever and not told:
                     writer.write(for_ever)
                     await writer.drain()
                     await asyncio.sleep(0.0 if len(for_ever) > 1 else 0.05)
@@ -781,7 +788,7 @@ async def elsewhere() -> AsyncIterator[Callable[[bytes, bytes], Awaitable[Elsewh
             "allow": ["127.0.0.1/32"],
             "transport": "jsonrpc",
         }
-        return Elsewhere(url, system, seen)
+        return Elsewhere(url, system, asked)
 
     yield start
     for server in servers:
@@ -792,8 +799,10 @@ async def elsewhere() -> AsyncIterator[Callable[[bytes, bytes], Awaitable[Elsewh
 
 
 OK = b"HTTP/1.1 200 OK\r\n"
+VERSION = OK + b'content-length: 19\r\n\r\n{"version": "17.0"}'
 
 
+@pytest.mark.parametrize("asked", ["/web/version", "/jsonrpc"])
 @pytest.mark.parametrize(
     ("head", "for_ever"),
     [
@@ -810,25 +819,23 @@ OK = b"HTTP/1.1 200 OK\r\n"
     ],
 )
 async def test_whatever_answers_at_its_address_an_outcome_comes_back_in_time(
-    elsewhere: Callable[[bytes, bytes], Awaitable[Elsewhere]], opens: Opens, head: bytes, for_ever: bytes
+    elsewhere: Pretends, opens: Opens, head: bytes, for_ever: bytes, asked: str
 ) -> None:
-    other = await elsewhere(head, for_ever)
-    connector = opens(other, timeout=1, **NOTE)
+    other = await elsewhere(head, for_ever, asked == "/jsonrpc")
+    connector = opens(other, timeout=0.5, **NOTE)
     began = time.monotonic()
     outcome = await connector.deliver(delivery("purchase.order/1"))
     assert isinstance(outcome, Retry | Blocked)
     assert time.monotonic() - began < 2
-    assert other.connections
+    assert asked in other.asked
 
 
-async def test_a_thread_whose_time_is_over_is_let_go(
-    elsewhere: Callable[[bytes, bytes], Awaitable[Elsewhere]], opens: Opens
-) -> None:
-    other = await elsewhere(OK + b"content-length: 500\r\n\r\n", b"x")
+async def test_a_thread_whose_time_is_over_is_let_go(elsewhere: Pretends, opens: Opens) -> None:
+    other = await elsewhere(OK + b"content-length: 500\r\n\r\n", b"x", True)
     connector = opens(other, timeout=0.3, system={"concurrency": 1}, **NOTE)
     for _ in range(3):  # with its one thread held, the second would find no connection
         await connector.deliver(delivery("purchase.order/1"))
-    assert len(other.connections) == 3
+    assert other.asked.count("/jsonrpc") == 3
 
 
 async def test_odoo_behind_a_name_that_does_not_resolve_is_asked_for_again(opens: Opens, starts: Starts) -> None:
