@@ -12,7 +12,7 @@ from uuid import UUID
 from outbox.event import Delivered, Delivery, Outcome
 from tests.house import Partner, house_on, until
 
-LONG = 0.4  # seconds in which whatever began beside the poison is in flight
+LONG = 0.2  # seconds in which whatever began beside the poison is in flight
 
 
 async def deliver(dsn: str, poison: UUID, names: list[str]) -> None:

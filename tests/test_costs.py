@@ -186,5 +186,5 @@ async def test_a_service_that_has_nothing_to_do_hardly_asks_the_database(house: 
         await until(lambda: len(dispatcher._lanes) == 20)
         await asyncio.sleep(1)
         meter.database.sent.clear()
-        await asyncio.sleep(5)
-        assert meter.database.sent.total() <= 5 * A_SECOND, meter.database.sent
+        await asyncio.sleep(3)
+        assert meter.database.sent.total() <= 3 * A_SECOND, meter.database.sent

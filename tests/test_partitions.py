@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, suppress
+from datetime import timedelta
 
 import pytest
 import pytest_asyncio
@@ -14,6 +15,11 @@ from outbox.retention import Keep, Retention
 from tests.house import DAY, House, house_on
 
 KEEP = Keep(events=30 * DAY, dead_letters=30 * DAY, audit=365 * DAY)
+
+
+@pytest.fixture(autouse=True)
+def without_a_breath(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(partitions, "BREATH", timedelta(0))  # nobody here has to plan anew in peace
 
 
 @pytest_asyncio.fixture

@@ -6,9 +6,11 @@ from datetime import timedelta
 from pathlib import Path
 from uuid import UUID
 
+import pytest
 import pytest_asyncio
 
 from dead_letter.letters import DeadLetters, Select
+from outbox import partitions
 from outbox.destinations import Destinations
 from outbox.event import Delivered, Delivery, Outcome, Refused
 from outbox.records import Books, Records
@@ -21,7 +23,8 @@ KEEP = Keep(events=90 * DAY, dead_letters=30 * DAY, audit=2000 * DAY)
 
 
 @pytest_asyncio.fixture
-async def house(dsn: str) -> AsyncIterator[House]:
+async def house(dsn: str, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[House]:
+    monkeypatch.setattr(partitions, "BREATH", timedelta(0))  # hundreds come and go here, beside nobody's traffic
     async with house_on(dsn) as house:
         yield house
 

@@ -144,13 +144,14 @@ async def test_what_a_dispatcher_that_vanished_was_at_is_delivered_by_another(ho
 
 
 async def vanish(house: House, dispatcher) -> None:
-    """As if its process had been killed: no loop of it turns, and its connection is cut."""
-    for loop in dispatcher._loops:
-        loop.cancel()
+    """As if its process had been killed: nothing of it goes on, its connection is cut, and what it knew is lost."""
     severed = await Database.connect(house.dsn, size=1)
     await severed.close()
     dispatcher._outbox = Outbox(intake=severed, dispatch=severed)
+    for task in (*dispatcher._loops, *dispatcher._attempts):
+        task.cancel()
     await asyncio.sleep(0.05)
+    dispatcher._done.clear()
     await dispatcher._presence.close()
     assert await house.intake.fetchval(
         "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND classid = $1 AND objid = $2",
@@ -242,12 +243,12 @@ async def test_who_comes_late_takes_nothing_from_one_that_has_no_line_but_renews
     destination = await house.destination("supplier")
     one = await house.outbox.register("one", LEASE)
     await house.outbox.lease(one, [destination.id], 1)
-    async with house.dispatching(house.target("supplier", Partner())) as two:
+    async with house.dispatching(house.target("supplier", Partner()), lease=LEASE) as two:
         for _ in range(8):
             await house.outbox.beat(one, LEASE, knows=[destination.id])
             await asyncio.sleep(0.3)
         assert not two._lanes
-        await until(lambda: two._lanes, 9)  # it is silent now
+        await until(lambda: two._lanes, 8)  # it is silent now, long before its lease ends
 
 
 async def test_nothing_is_taken_from_the_silent_just_after_postgres_was_started(
@@ -258,9 +259,11 @@ async def test_nothing_is_taken_from_the_silent_just_after_postgres_was_started(
     destination = await house.destination("supplier")
     one = await house.outbox.register("one", LEASE)
     await house.outbox.lease(one, [destination.id], 1)
-    async with house.dispatching(house.target("supplier", Partner())) as two:
+    async with house.dispatching(house.target("supplier", Partner()), lease=LEASE) as two:
         await asyncio.sleep(3)
         assert not two._lanes
+        monkeypatch.setattr("outbox.dispatcher.YOUNG", timedelta(0))
+        await until(lambda: two._lanes, 3)
 
 
 async def cut_all_lines(house: House) -> None:
@@ -296,10 +299,16 @@ async def test_a_destination_that_keeps_failing_is_left_alone_for_a_while(house:
     async with house.dispatching(house.target("supplier", partner)):
         for _ in range(30):
             await house.accept("supplier")
-        await asyncio.sleep(3)
-    assert len(partner.asked) < 25
-    assert await house.intake.fetchval("SELECT not_before IS NOT NULL FROM destinations WHERE id = $1", destination.id)
+        await until(lambda: backs_off(house, destination.id))
+        asked = len(partner.asked)
+        assert asked < 25
+        await asyncio.sleep(0.5)  # it backs off for a second
+        assert len(partner.asked) == asked
     assert await house.count("pending") == 30
+
+
+async def backs_off(house: House, destination: int) -> bool:
+    return await house.intake.fetchval("SELECT not_before > now() FROM destinations WHERE id = $1", destination)
 
 
 async def test_a_delivery_that_kills_is_found_also_where_many_of_another_subject_wait_before_it(house: House) -> None:
@@ -313,7 +322,7 @@ async def test_a_delivery_that_kills_is_found_also_where_many_of_another_subject
         if delivery.event.id == poison:
             attempted.append(delivery)
             await asyncio.sleep(60)
-        await asyncio.sleep(0.2)
+        await asyncio.sleep(0.05)
         return Delivered()
 
     for lives in (1, 2, 3):
