@@ -88,7 +88,8 @@ async def test_what_a_destination_is_owed_survives_that_it_is_gone_from_the_conf
         await until(lambda: len(partner.asked) == 2)
         dispatcher.retarget([other])
         go.set()  # what was read and not started is still in the buffer
-        await asyncio.sleep(2.5)
+        lanes = house.destinations["supplier"].lanes
+        await until(lambda: not dispatcher._lanes.keys() & set(lanes))
         dispatcher.retarget([supplier, other])
         await house.drained(10)
     assert len(partner.asked) == 10
@@ -213,7 +214,11 @@ async def test_an_orphan_does_not_keep_its_lane_from_moving_on(house: House) -> 
 # ── gentleness ───────────────────────────────────────────────────────────────────────────────────────
 
 
-async def test_a_release_opens_a_destination_that_the_program_holds_at_once(house: House) -> None:
+async def test_a_release_opens_a_destination_that_the_program_holds_at_once(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in ("retry", "gate"):
+        monkeypatch.setattr(f"outbox.{module}.CONFIRM_BLOCKED", timedelta(seconds=0.5))
     await house.destination("supplier")
     answers = [Blocked("credentials: 401 Unauthorized", 401)] * 2
     partner = Partner(lambda _: answers.pop() if answers else Delivered())
@@ -268,8 +273,8 @@ async def test_a_pause_costs_no_statement_but_the_polls(house: House) -> None:
             await open_keys()
 
         dispatcher._open_keys = counted
-        await asyncio.sleep(3)
-    assert turns < 30
+        await asyncio.sleep(2)
+    assert turns < 20
 
 
 # ── careful mode ─────────────────────────────────────────────────────────────────────────────────────
@@ -422,7 +427,7 @@ async def test_a_replay_that_had_to_wait_for_its_letters_is_delivered(house: Hou
                 DeadLetters(house.dispatch).replay(Select(events=(event,)), reason="mended", actor="anna")
             )
             for _ in range(8):
-                await asyncio.sleep(0.5)
+                await asyncio.sleep(0.25)
                 await house.accept("picky")
         await replay
         await house.drained(5)
@@ -435,8 +440,10 @@ async def test_who_stops_hands_over_at_once_what_is_idle_however_long_its_last_a
     await house.destination("slow")
     await house.destination("quick", shards=3)
 
+    answer = asyncio.Event()
+
     async def slowly(_: Delivery) -> Outcome:
-        await asyncio.sleep(8)
+        await answer.wait()
         return Delivered()
 
     slow, mine, theirs = Partner(slowly), Partner(), Partner()
@@ -449,6 +456,7 @@ async def test_who_stops_hands_over_at_once_what_is_idle_however_long_its_last_a
                 await house.accept("quick")
             await until(lambda: len(theirs.asked) == 30, 6)
             assert not stopping.done()
+            answer.set()
             await stopping
             await house.drained()
 

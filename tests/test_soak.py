@@ -29,7 +29,10 @@ SHORT = Schedule(first=timedelta(milliseconds=30), cap=timedelta(milliseconds=30
 
 
 @pytest_asyncio.fixture
-async def house(dsn: str) -> AsyncIterator[House]:
+async def house(dsn: str, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[House]:
+    for module in ("retry", "gate"):  # so that in its seconds a destination is held and open again, more than once
+        monkeypatch.setattr(f"outbox.{module}.CONFIRM_BLOCKED", timedelta(seconds=0.5))
+    monkeypatch.setattr("outbox.gate.SHORTEST_HOLD", timedelta(seconds=1))
     async with house_on(dsn) as house:
         yield house
 
@@ -100,7 +103,7 @@ class Soak:
         deeds = [self.reload, self.reload_without, self.hold, self.come, self.go, self.lock_lanes]
         while not self.over:
             await self.chance.choice(deeds)()
-            await asyncio.sleep(self.chance.random() * 0.3)
+            await asyncio.sleep(self.chance.random() * 0.15)
 
     async def reload(self) -> None:
         self.chance.choice(self.house.dispatchers).retarget(self.targets())
@@ -108,7 +111,7 @@ class Soak:
     async def reload_without(self) -> None:
         dispatcher = self.chance.choice(self.house.dispatchers)
         dispatcher.retarget(self.targets(self.chance.choice(list(SHARDS))))
-        await asyncio.sleep(self.chance.random())
+        await asyncio.sleep(self.chance.random() * 0.5)
         dispatcher.retarget(self.targets())
 
     async def hold(self) -> None:
@@ -142,7 +145,7 @@ async def test_whatever_goes_on_each_delivery_is_made_once_and_in_its_order(hous
     await soak.come()
     await soak.come()
     working = [asyncio.create_task(work) for work in (soak.accept("one"), soak.accept("two"), soak.disturb())]
-    await asyncio.sleep(8)
+    await asyncio.sleep(6)
     soak.over = True
     await asyncio.gather(*working)
     soak.calm = True
