@@ -3,6 +3,7 @@
 import os
 import shutil
 from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
 from itertools import count
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -15,6 +16,7 @@ from hypothesis import settings
 
 from outbox.database import Database, migrate
 from outbox.embedded import Embedded
+from outbox.partitions import Partitions
 from tests import pgbouncer
 
 settings.register_profile("deep", max_examples=500, stateful_step_count=60, deadline=None, print_blob=True)
@@ -42,8 +44,16 @@ async def server() -> AsyncIterator[str]:
         embedded = await Embedded.start(Path(folder))
         await as_superuser(embedded.dsn, f"CREATE DATABASE {TEMPLATE} OWNER sluicegate")
         await migrate(in_database(embedded.dsn, TEMPLATE))
+        await make_partitions(in_database(embedded.dsn, TEMPLATE))
         yield embedded.dsn
         await embedded.stop()
+
+
+async def make_partitions(dsn: str) -> None:
+    """Once, and not in each test: those of these days, as a program that starts makes them."""
+    database = await Database.connect(dsn, size=1)
+    await Partitions(database, dedup=timedelta(days=7)).ensure(datetime.now(UTC))
+    await database.close()
 
 
 def has_room(folder: Path) -> bool:
@@ -59,7 +69,7 @@ async def empty_dsn(server: str) -> AsyncIterator[str]:
 
 @pytest_asyncio.fixture
 async def dsn(server: str) -> AsyncIterator[str]:
-    """A database with the schema in place, and nothing in it."""
+    """A database with the schema in place and the partitions of these days, and nothing in them."""
     async for dsn in made_of(TEMPLATE, server):
         yield dsn
 

@@ -26,9 +26,7 @@ class Rows:
     async def open(self, *destinations: str, partitions: bool = True) -> "Rows":
         """Partitions for every day, and these destinations."""
         for table in ("events", "attempts") if partitions else ():
-            await self._database.execute(
-                f"CREATE TABLE {table}_all PARTITION OF {table} FOR VALUES FROM (MINVALUE) TO (MAXVALUE)"
-            )
+            await self._database.execute(f"CREATE TABLE {table}_all PARTITION OF {table} DEFAULT")
         for name in destinations:
             await self._database.execute(
                 """

@@ -173,7 +173,8 @@ async def test_ctrl_c_at_a_terminal_leaves_the_server_to_the_program(folder: Pat
 async def test_a_server_that_hangs_is_told_and_ends_a_command_but_no_serve(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(embedded, "UNANSWERED", timedelta(seconds=3))
+    monkeypatch.setattr(embedded, "QUIET", timedelta(seconds=1))
+    monkeypatch.setattr(embedded, "UNANSWERED", timedelta(seconds=2))
     place = folder / "data/postgres"
     program = Program(folder, command=True)
     await keep(program.ready(), 1)
@@ -182,12 +183,12 @@ async def test_a_server_that_hangs_is_told_and_ends_a_command_but_no_serve(
             async with running(folder):
                 pass
         serve = asyncio.create_task(Embedded.start(folder))
-        await asyncio.sleep(6)
+        await asyncio.sleep(3)
         assert not serve.done()
     await (await serve).stop()
     assert program.interrupt() == 0
     first = told[0]
-    assert (first["event"], first["log_level"], first["seconds"]) == (LogEvent.POSTGRES_AWAY, "warning", 2)
+    assert (first["event"], first["log_level"], first["seconds"]) == (LogEvent.POSTGRES_AWAY, "warning", 1)
     assert (first["reason"], first["place"], first["see"]) == ("waiting for Postgres", str(place), f"{place}/log")
 
 

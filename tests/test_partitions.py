@@ -9,7 +9,7 @@ import pytest
 import pytest_asyncio
 
 from outbox import partitions
-from outbox.database import Database, Unavailable
+from outbox.database import Database, Unavailable, migrate
 from outbox.partitions import Partitions
 from outbox.retention import Keep, Retention
 from tests.house import DAY, House, house_on
@@ -35,11 +35,12 @@ async def names(database: Database) -> set[str]:
     return {row["relname"] for row in rows}
 
 
-async def test_several_processes_that_start_at_once_make_each_partition_once(dsn: str) -> None:
+async def test_several_processes_that_start_at_once_make_each_partition_once(empty_dsn: str) -> None:
+    await migrate(empty_dsn)
     async with AsyncExitStack() as stack:
         databases = []
         for _ in range(4):
-            database = await Database.connect(dsn, size=1)
+            database = await Database.connect(empty_dsn, size=1)
             stack.push_async_callback(database.close)
             databases.append(database)
         now = await databases[0].fetchval("SELECT clock_timestamp()")
