@@ -23,7 +23,11 @@ settings.register_profile("deep", max_examples=500, stateful_step_count=60, dead
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
 
 TEMPLATE = "migrated"
-LONGEST = ("serve", "rolling", "docs", "versions", "failover", "backup", "embedded", "outbox_attacks", "soak")
+LONGEST = (
+    "serve", "takeover", "frozen", "demo", "outbox_attacks", "embedded", "door", "cli", "failover", "soak",
+    "outbox_model", "backup", "chaos", "docs", "rolling", "database", "odoo", "package", "costs", "tracing", "versions",
+    "fleet", "bench", "pooler",
+)  # fmt: skip
 MEMORY = Path("/dev/shm")
 ROOM = 4 * 1024**3
 numbers = count(1)

@@ -16,18 +16,26 @@ from tests.house import House, house_on
 from tests.program import Partner, Program, configuration, ended_with, order, partner, signed, until
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def sink() -> Iterator[Partner]:
     with partner() as sink:
         yield sink
 
 
-@pytest.fixture
-def program(tmp_path: Path, sink: Partner) -> Iterator[Program]:
-    program = Program(tmp_path, configuration(partner=sink.address))
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory: pytest.TempPathFactory, sink: Partner) -> Iterator[Program]:
+    program = Program(tmp_path_factory.mktemp("frozen"), configuration(partner=sink.address))
     with ended_with(program):
-        program.start().ready()
         yield program
+
+
+@pytest.fixture
+def program(kept: Program) -> Program:
+    """At work, with a Postgres that answers."""
+    if not kept.alive:
+        kept.start()
+    kept.ready()
+    return kept
 
 
 def freeze(program: Program) -> None:
