@@ -165,7 +165,7 @@ async def test_what_is_committed_late_is_found(house: House) -> None:
             for _ in range(20):
                 await house.accept("ledger")
             await until(lambda: len(partner.asked) == 20)
-            await asyncio.sleep(2.5)
+            await asyncio.sleep(1.5)  # a beat passes over it
         await house.drained(5)
     assert late.event.id in {delivery.event.id for delivery in partner.asked}
 

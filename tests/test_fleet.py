@@ -5,6 +5,7 @@ from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
+import pytest
 import pytest_asyncio
 from structlog.testing import capture_logs
 
@@ -17,7 +18,8 @@ from tests.serving import ENVIRON, serving
 
 
 @pytest_asyncio.fixture
-async def house(dsn: str) -> AsyncIterator[House]:
+async def house(dsn: str, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[House]:
+    monkeypatch.setattr("outbox.dispatcher.BEAT", timedelta(seconds=0.2))  # with each one they share anew
     async with house_on(dsn) as house:
         yield house
 

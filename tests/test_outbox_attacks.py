@@ -229,7 +229,7 @@ async def test_a_release_opens_a_destination_that_the_program_holds_at_once(
         assert len(partner.asked) == 2
         await Destinations(house.intake).release("supplier", by="anna", reason="new password")
         await house.accept("supplier")
-        await until(lambda: len(partner.asked) == 3, 4)  # the hold would have run for 10 s
+        await until(lambda: len(partner.asked) > 2, 4)  # the hold would have run for 10 s
 
 
 async def held(house: House, name: str) -> bool:

@@ -97,7 +97,8 @@ async def test_a_settle_that_is_repeated_changes_nothing(house: House) -> None:
     assert await house.intake.fetchval("SELECT sum(n) FROM tally WHERE what = 3") == 1
 
 
-async def test_several_dispatchers_share_the_lanes_evenly(house: House) -> None:
+async def test_several_dispatchers_share_the_lanes_evenly(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("outbox.dispatcher.BEAT", timedelta(seconds=0.2))
     for n in range(3):
         await house.destination(f"shop-{n}", shards=4)
     targets = [house.target(f"shop-{n}", Partner()) for n in range(3)]
