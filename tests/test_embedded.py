@@ -525,21 +525,18 @@ async def kept(dsn: str) -> list[int]:
 
 
 async def eventually_kept(dsn: str) -> list[int]:
-    await eventually(dsn, "SELECT 1")
-    return await kept(dsn)
+    return [row["number"] for row in await eventually(dsn, "SELECT number FROM kept ORDER BY number")]
 
 
-async def eventually(dsn: str, sql: str) -> None:
+async def eventually(dsn: str, sql: str) -> list[asyncpg.Record]:
     deadline = time.monotonic() + 20
     while True:
         try:
             async with connected(dsn) as connection:
-                await connection.execute(sql)
+                return await connection.fetch(sql)
         except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError):
             assert time.monotonic() < deadline, "Postgres did not come back"
             await asyncio.sleep(0.02)
-        else:
-            return
 
 
 async def until(holds: Callable[[], object], what: str) -> None:
