@@ -91,9 +91,7 @@ def one_of(kept: Mapping[Scalar, Scalar]) -> Rule:
     )
 
 
-def instant(kept: str) -> datetime:
-    """The instant that a kept timestamp names, to the microsecond."""
-    return datetime.fromisoformat(kept)
+instant = datetime.fromisoformat  # the instant that a kept timestamp names, to the microsecond
 
 
 def timestamp(given: str) -> str:
@@ -102,6 +100,14 @@ def timestamp(given: str) -> str:
     Without an offset it is UTC, as Odoo means it.  Two texts for one instant become the same text, and those texts,
     without the `Z`, sort as their instants do.
     """
+    if usual := _USUAL_TIMESTAMP.fullmatch(given):
+        day, clock = usual.groups()
+        text = f"{day}T{clock}Z"
+        try:
+            datetime.fromisoformat(text)
+        except ValueError:
+            raise Unfit from None
+        return text
     if not (match := _TIMESTAMP.fullmatch(given)):
         raise Unfit
     day, clock, fraction, sign, hours, minutes = match.groups()
@@ -119,6 +125,9 @@ def timestamp(given: str) -> str:
 
 
 _SCALAR = str | int | bool | None
+_USUAL_TIMESTAMP = re.compile(  # in UTC, with no idle zeros: what needs no conversion
+    r"([0-9]{4}-[0-9]{2}-[0-9]{2})[Tt ]([0-9]{2}:[0-9]{2}:[0-9]{2}(?:\.[0-9]{0,8}[1-9])?)[Zz]?"
+)
 _TIMESTAMP = re.compile(
     r"([0-9]{4}-[0-9]{2}-[0-9]{2})[Tt ]([0-9]{2}:[0-9]{2}:[0-9]{2})(?:\.([0-9]{1,40}))?"
     r"(?:[Zz]|([+-])([01][0-9]|2[0-3]):?([0-5][0-9]))?"
@@ -150,16 +159,17 @@ def _decimal(places: int | None) -> Rule:
     """
 
     def keep(raw: msgspec.Raw) -> str | None:
-        given = bytes(raw)
-        if given in {b"null", b"false"}:
+        if match := _PLAIN.fullmatch(raw):
+            text = match[1].decode()
+        elif (given := bytes(raw)) in {b"null", b"false"}:
             return None
-        match = _PLAIN.fullmatch(given)
-        text = match[1].decode() if match else _plain(given)
+        else:
+            text = _plain(given)
         if places is not None and len(text) <= DIGITS + 2:
             text = format(Decimal(text).quantize(Decimal(1).scaleb(-places), context=_EXACT), "f")
         if len(text) > DIGITS and len(text) - text.count("-") - text.count(".") > DIGITS:
             raise Unfit
-        return text[1:] if text.startswith("-") and not text.strip("-0.") else text
+        return text[1:] if text[0] == "-" and not text.strip("-0.") else text
 
     return Rule(takes=msgspec.Raw, keep=keep, must=f"be a decimal number of at most {DIGITS} digits")
 

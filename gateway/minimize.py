@@ -12,15 +12,16 @@ from operator import attrgetter
 from typing import Any
 
 import msgspec
+from msgspec.structs import astuple
 
 from gateway.config_sections import Policy
-from gateway.duplicate_keys import DuplicateKeys, Level
+from gateway.duplicate_keys import DuplicateKeys, Level, members_of
 from gateway.fields import Rule, Scalar, Unfit, as_text, instant, one_of, rule_of
 
 LARGEST = 8192  # bytes of kept data as JSON; the database holds the same limit
 
 
-class Minimized(msgspec.Struct, frozen=True, kw_only=True):
+class Minimized(msgspec.Struct, frozen=True):
     """What a policy kept of a payload.  (A Struct, because one is made for every post.)"""
 
     policy: str
@@ -31,8 +32,15 @@ class Minimized(msgspec.Struct, frozen=True, kw_only=True):
     time: datetime | None
     data: dict[str, object]
     document: str  # `data` as JSON, as it is stored
-    same: str | None  # what two posts of one event have in common; None if the policy does not say
+    dedup: tuple[str, ...]  # the fields that two posts of one event have in common; () if the policy does not say
     dropped: tuple[str, ...]  # top-level names that are not declared; "?" for one that is no name, or one too many
+
+    @property
+    def same(self) -> str | None:
+        """What two posts of one event have in common, made when it is asked for: a sender may sign an id instead."""
+        if not self.dedup:
+            return None
+        return _encode([self.policy, *map(self.data.get, self.dedup)]).decode()
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,9 +66,10 @@ class Policies:
         self._choice = _Choice(accepts) if len(accepts) > 1 else None
 
     def minimize(self, body: bytes) -> Minimized | Unreadable | Unmet:
-        body = body.removeprefix(_BYTE_ORDER_MARK)
-        if not (body.startswith(b"{") or body.lstrip(b" \t\r\n").startswith(b"{")):
-            return Unreadable("the body is not a JSON object")
+        if body[:1] != b"{":
+            body = body.removeprefix(_BYTE_ORDER_MARK).lstrip(b" \t\r\n")
+            if body[:1] != b"{":
+                return Unreadable("the body is not a JSON object")
         try:
             if not body.isascii():
                 body.decode()  # msgspec does not look into the strings that it skips
@@ -84,22 +93,23 @@ class _Compiled:
 
     def __init__(self, policy: Policy, *, telling: set["_Path"], key: bytes) -> None:
         rules = {name: (_path(field.from_), rule_of(field, key=key)) for name, field in policy.keep.items()}
-        place = (_path(policy.facility.from_), one_of(policy.facility.of)) if policy.facility else None
+        sites = {raw: as_text(site) for raw, site in policy.facility.of.items()} if policy.facility else {}
+        place = (_path(policy.facility.from_), one_of(sites)) if policy.facility else None
         uses = [*rules.values(), *([place] if place else [])]
         types = _types([*uses, *((_path(name), _TELLING) for name in policy.match)])
 
         self._name, self._version = policy.name, policy.version
-        self._match = [(_getter(_path(name)), wanted, _encode(wanted)) for name, wanted in policy.match.items()]
-        self._decode = _decoder(types).decode
+        self._read = _reader(types)
+        self._match = [_Match([*types].index(_path(name)), wanted) for name, wanted in policy.match.items()]
         self._fields = [
-            (name, _Taken(path, rule, decoded=types[path], optional=policy.keep[name].optional).of)
+            (name, _Taken(path, rule, types=types, optional=policy.keep[name].optional))
             for name, (path, rule) in rules.items()
         ]
-        self._facility = _Taken(*place, decoded=types[place[0]], optional=False) if place else None
+        self._facility = _Taken(*place, types=types, optional=False) if place else None
         self._type = _Template(policy.type)
         self._subject = _Template(policy.subject) if policy.subject else None
         self._time = policy.time.strip("{}") if policy.time else None
-        self._dedup = policy.dedup
+        self._dedup = policy.dedup or ()
         declared = {path for path, _ in uses} | {_path(name) for name in policy.match}
         self._dropped = _Dropped({path[0] for path in declared})
         self._duplicates = DuplicateKeys(Level.of(declared | telling))
@@ -107,30 +117,34 @@ class _Compiled:
 
     def minimize(self, body: bytes) -> Minimized:
         try:
-            given = self._decode(body)
+            given = self._read(body)
         except msgspec.ValidationError as error:
             _ANY_OBJECT.decode(body)  # it may not even be JSON further on
             raise _Refused(Unmet(self._what_is_wrong(str(error)))) from None
-        for get, wanted, encoded in self._match:
-            if not _is(bytes(get(given) or b""), wanted, encoded):
+        for match in self._match:
+            if not match.holds(given):
                 raise _Refused(_NO_POLICY)
-        if twice := self._duplicates.find(body):
+        members = members_of(body)
+        if twice := self._duplicates.find(body, members):
             raise _Refused(Unreadable(f"{twice} stands twice in the body"))
-        kept = {name: value for name, taken in self._fields if (value := taken(given)) is not None}
+        kept: dict[str, Any] = {}
+        for name, taken in self._fields:
+            if (value := taken.of(given)) is not None:
+                kept[name] = value
         document = _encode(kept)
         if len(document) > LARGEST:
             raise _Refused(Unmet(f"what the policy keeps is larger than {LARGEST} bytes"))
         return Minimized(
-            policy=self._name,
-            version=self._version,
-            type=self._type.fill(kept),
-            subject=self._subject.fill(kept) if self._subject else None,
-            facility=as_text(self._facility.of(given)) if self._facility else None,
-            time=instant(str(kept[self._time])) if self._time in kept else None,
-            data=kept,
-            document=document.decode(),
-            same=_encode([self._name, *map(kept.get, self._dedup)]).decode() if self._dedup else None,
-            dropped=self._dropped.of(body),
+            self._name,
+            self._version,
+            self._type.fill(kept),
+            self._subject.fill(kept) if self._subject else None,
+            self._facility.of(given) if self._facility else None,
+            instant(kept[self._time]) if self._time in kept else None,
+            kept,
+            document.decode(),
+            self._dedup,
+            self._dropped.of(tuple(members)),
         )
 
     def _what_is_wrong(self, complaint: str) -> str:
@@ -143,17 +157,34 @@ class _Compiled:
         return "a declared value is of another type"
 
 
+class _Match:
+    """Whether a raw value of the body is the JSON of the one that a policy wants.  true is not 1, and 1.0 is not 1."""
+
+    def __init__(self, place: int, wanted: Scalar | None) -> None:
+        self._place, self._wanted = place, wanted
+        self._encoded = msgspec.Raw(_encode(wanted))
+
+    def holds(self, given: "_Given") -> bool:
+        raw = given[self._place]
+        return raw == self._encoded or (raw is not None and self._is_escaped(bytes(raw)))
+
+    def _is_escaped(self, raw: bytes) -> bool:
+        if isinstance(self._wanted, str) and raw.startswith(b'"') and b"\\" in raw:
+            return bool(msgspec.json.decode(raw, type=str) == self._wanted)
+        return False
+
+
 class _Taken:
     """A value of the body, kept as its rule says."""
 
-    def __init__(self, path: "_Path", rule: Rule, *, decoded: Any, optional: bool) -> None:
+    def __init__(self, path: "_Path", rule: Rule, *, types: Mapping["_Path", Any], optional: bool) -> None:
         self._path, self._rule, self._optional = ".".join(path), rule, optional
-        self._get = _getter(path)
+        self._place = [*types].index(path)
         self._false = rule.false
-        self._keep = rule.keep if decoded == rule.takes else _from_raw(rule)
+        self._keep = rule.keep if types[path] == rule.takes else _from_raw(rule)
 
-    def of(self, given: Any) -> object | None:
-        value = self._get(given)
+    def of(self, given: "_Given") -> Any:
+        value = given[self._place]
         kept = None
         if value is not None and (value is not False or self._false):
             try:
@@ -175,7 +206,8 @@ class _Template:
     def fill(self, kept: Mapping[str, object]) -> str:
         filled = self._start
         for name, following in self._rest:
-            filled += as_text(kept[name]) + following
+            value = kept[name]
+            filled += (value if type(value) is str else as_text(value)) + following
         return filled
 
 
@@ -185,49 +217,35 @@ class _Choice:
     def __init__(self, policies: Sequence[Policy]) -> None:
         paths = sorted({_path(name) for policy in policies for name in policy.match})
         nested = any(path[:length] in paths for path in paths for length in range(1, len(path)))
-        self._all = None if nested else _decoder(dict.fromkeys(paths, msgspec.Raw))
-        self._each = [(_decoder({path: msgspec.Raw}), _getter(path)) for path in paths]
+        self._all = None if nested else _reader(dict.fromkeys(paths, msgspec.Raw))
+        self._each = [_reader({path: msgspec.Raw}) for path in paths]
         self._wanted = [
-            [(paths.index(_path(name)), wanted, _encode(wanted)) for name, wanted in policy.match.items()]
-            for policy in policies
+            [_Match(paths.index(_path(name)), wanted) for name, wanted in policy.match.items()] for policy in policies
         ]
 
     def among(self, body: bytes) -> int:
         """The place of the first policy that matches."""
-        raw = self._raw(body)
+        given = self._given(body)
         for place, wanted in enumerate(self._wanted):
-            for path, value, encoded in wanted:
-                if not _is(raw[path], value, encoded):
-                    break
-            else:
+            if all(match.holds(given) for match in wanted):
                 return place
         raise _Refused(_NO_POLICY)
 
-    def _raw(self, body: bytes) -> list[bytes]:
+    def _given(self, body: bytes) -> "_Given":
         if self._all is not None:
             try:
-                given = self._all.decode(body)
-                return [bytes(get(given) or b"") for _, get in self._each]
+                return self._all(body)
             except msgspec.ValidationError:
                 _ANY_OBJECT.decode(body)
         # one policy looks into what is no object in this body; another may match all the same
-        return [_raw_of(decoder, get, body) for decoder, get in self._each]
+        return [_lone(read, body) for read in self._each]
 
 
-def _raw_of(decoder: msgspec.json.Decoder[Any], get: Callable[[Any], Any], body: bytes) -> bytes:
+def _lone(read: "_Reader", body: bytes) -> msgspec.Raw | None:
     try:
-        return bytes(get(decoder.decode(body)) or b"")
+        return read(body)[0]  # type: ignore[no-any-return]
     except msgspec.ValidationError:
-        return b""
-
-
-def _is(raw: bytes, wanted: Scalar | None, encoded: bytes) -> bool:
-    """Whether `raw` is the JSON of `wanted`, or nothing.  true is not 1, and 1.0 is not 1."""
-    if raw == encoded:
-        return True
-    if isinstance(wanted, str) and raw.startswith(b'"') and b"\\" in raw:
-        return bool(msgspec.json.decode(raw, type=str) == wanted)
-    return False
+        return None
 
 
 _Path = tuple[str, ...]
@@ -258,8 +276,22 @@ def _from_raw(rule: Rule) -> Callable[[msgspec.Raw], object]:
     return keep
 
 
-def _decoder(types: Mapping[_Path, Any]) -> msgspec.json.Decoder[Any]:
-    return msgspec.json.Decoder(_struct(types))
+_Given = Sequence[Any]  # a value for each path that is read; None for what a body does not have
+_Reader = Callable[[bytes], _Given]
+
+
+def _reader(types: Mapping[_Path, Any]) -> _Reader:
+    """Reads the values at these paths, in their order."""
+    decode = msgspec.json.Decoder(_struct(types)).decode
+    if all(len(path) == 1 for path in types):
+        return lambda body: astuple(decode(body))
+    getters = [_getter(path) for path in types]
+
+    def read(body: bytes) -> _Given:
+        given = decode(body)
+        return [get(given) for get in getters]
+
+    return read
 
 
 def _struct(types: Mapping[_Path, Any]) -> type[msgspec.Struct]:
@@ -308,8 +340,7 @@ class _Dropped:
         self._declared = declared
         self._told: dict[tuple[str, ...], tuple[str, ...]] = {}
 
-    def of(self, body: bytes) -> tuple[str, ...]:
-        names = tuple(_NAMES.decode(body))
+    def of(self, names: tuple[str, ...]) -> tuple[str, ...]:
         if (told := self._told.get(names)) is not None:
             return told
         undeclared = [name for name in names if name not in self._declared]
@@ -326,6 +357,5 @@ _MOST_NAMES = 50
 _MOST_TOLD = 256
 _NO_POLICY = Unmet("no policy of this source matches")
 _TELLING = Rule(takes=msgspec.Raw, keep=bytes, must="be what the policy matches")
-_NAMES = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _ANY_OBJECT = msgspec.json.Decoder(msgspec.defstruct("AnyObject", []))
 _encode = msgspec.json.Encoder().encode

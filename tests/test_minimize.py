@@ -298,6 +298,8 @@ def test_what_is_kept_has_a_limit() -> None:
         (b'"x": [{"y": {"z": "]}"}}], "state": "draft"', "state"),
         (b'"x": "\\"state\\\\", "state": "draft"', "state"),
         (b'"type": 1, "type": 2', "type"),  # another policy would go by it
+        (b'"\\u003a": 1, "state": "purchase"', "state"),  # nobody can hide a name behind a colon that is none
+        (b'"\\u003A:": "\\u003a", "state"\n:"purchase"', "state"),
     ],
 )
 def test_a_declared_name_that_stands_twice_is_refused(both: Policies, extra: bytes, path: str) -> None:
@@ -322,6 +324,8 @@ def test_a_name_that_stands_twice_below_is_refused_by_its_path(both: Policies) -
         b'"x": 1, "x": 2',
         b'"x": {"y": 1, "y": 2}',
         b'"x": "\\\\", "y": "state"',
+        b'"x:y": ":", ":": {":": ":"}',
+        b'"\\u003a": ":", "z": "\\u003a"',
     ],
 )
 def test_what_only_looks_like_a_name_twice_is_accepted(both: Policies, extra: bytes) -> None:
@@ -350,7 +354,9 @@ json_values = st.recursive(
 
 
 @given(
-    members=st.lists(st.tuples(st.sampled_from(["a", "b", "c", "\\u0061", "c\\u0022"]), json_values), max_size=6),
+    members=st.lists(
+        st.tuples(st.sampled_from(["a", "b", "c", "\\u0061", "c\\u0022", ":", "\\u003a"]), json_values), max_size=6
+    ),
     inner=st.lists(st.tuples(st.sampled_from(["d", "e", "\\u0064"]), json_values), max_size=4),
     gap=st.sampled_from(["", " ", "\n\t"]),
     ascii_only=st.booleans(),
