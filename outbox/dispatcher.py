@@ -427,6 +427,7 @@ class Dispatcher:
     # ── read ─────────────────────────────────────────────────────────────────────────────────────
 
     async def _read(self) -> None:
+        loop = asyncio.get_running_loop()
         while True:
             self._work.clear()
             try:
@@ -441,9 +442,9 @@ class Dispatcher:
                 await asyncio.sleep(0)  # it begins, and works off alone whatever it need not wait for
                 self._start()
             if not more:
-                with suppress(TimeoutError):
-                    async with asyncio.timeout(self._idle()):
-                        await self._work.wait()
+                poll = loop.call_later(self._idle(), self._work.set)
+                await self._work.wait()
+                poll.cancel()
             self._ring()
 
     async def _look_at_destinations(self) -> None:
@@ -639,7 +640,7 @@ class Dispatcher:
             else:
                 self._done.append(settlement)
             ended = settlement.at + settlement.took if settlement is not None else self._clock.now()
-            room = self._ended(gate, target, outcome, ended)
+            room = self._ended(own, gate, target, outcome, ended)
             if careful:
                 await self._lived_to_tell(taken)
         return room
@@ -718,7 +719,7 @@ class Dispatcher:
             random=random,
         )
 
-    def _ended(self, gate: Gate, target: Target, outcome: Outcome | None, now: datetime) -> int:
+    def _ended(self, own: OwnedLane, gate: Gate, target: Target, outcome: Outcome | None, now: datetime) -> int:
         """How many more may start now."""
         paused = gate.paused
         measure = gate.ended(outcome, now, first_wait=target.schedule.first)
@@ -731,8 +732,10 @@ class Dispatcher:
             self._attempts.add(task)
             task.add_done_callback(self._attempts.discard)
         self._to_settle.set()
-        self._work.set()
-        return gate.room(now)
+        room = gate.room(now)
+        if room <= 1 or own.buffer or own.dirty or any(other.buffer for other in self._turns.get(target.number, ())):
+            self._work.set()  # else there is nothing to read or start: a round for nothing is dear to what comes alone
+        return room
 
     async def _tell_others(self, target: Target, measure: BackOff | HoldForCause) -> None:
         """Whoever owns the destination's lanes next treats it as we do.  It is a courtesy: our own gate knows already."""
@@ -770,11 +773,12 @@ class Dispatcher:
                 self._settling_fails = True
                 await asyncio.sleep(0.2)
                 continue
+            if self._settling_fails or len(self._done) > LARGEST_SETTLE:
+                self._work.set()  # nothing was started meanwhile
             self._settling_fails = False
             self._done = left + self._done[len(batch) :]
             for settlement, again in settled:
                 self._forget_about(settlement, again)
-            self._work.set()
             self._tell(settled)
             if left:
                 await asyncio.sleep(0.05)  # a lane that somebody holds: not at once again
@@ -815,6 +819,8 @@ class Dispatcher:
             own.settled(settlement.taken, again)
             if again is not None:
                 self._at(again, own.lane.number)
+            if again is not None or own.to_open or own.dirty or own.leaving:
+                self._work.set()
 
     def _tell(self, settled: Sequence[tuple[Settlement, datetime | None]]) -> None:
         now, bound = self._clock.now(), log.bind()  # once: it costs more than what is said with it
@@ -853,6 +859,7 @@ class Dispatcher:
                 left.append(replace(settlement, taken=replace(settlement.taken, place=place)))
             elif own := self._lanes.get(settlement.lane):
                 own.forget(settlement.taken)
+                self._work.set()
         return left
 
     def _owns(self, settlement: Settlement) -> bool:
