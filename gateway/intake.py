@@ -93,7 +93,14 @@ class Intake:
         self.tell()
         before = self._sources
         self._sources = {
-            name: _Door(source, config, self._metrics, key=self._key, share=self._share)
+            name: _Door(
+                source,
+                config,
+                # those of before, where there are: what is under way counts there, too
+                before[name].counts if name in before else SourceMetrics(self._metrics, name),
+                key=self._key,
+                share=self._share,
+            )
             for name, source in config.sources.items()
         }
         self._routes = Routes(config.routes, give_up={name: d.retry.give_up for name, d in config.destinations.items()})
@@ -220,7 +227,7 @@ class Intake:
         try:
             judge_head(request, door.source.body)
             if isinstance(request, Post):
-                return within(request.whole, door.source.body)
+                return within(request.give_body(), door.source.body)
             return await read_body(request, door.source.body)
         except Unacceptable as wrong:
             raise Refusal(wrong.code, _unread(wrong)) from wrong
@@ -305,7 +312,7 @@ class Intake:
 class _Door:
     """One source, compiled."""
 
-    def __init__(self, source: AnySource, config: Config, metrics: Metrics, *, key: bytes, share: int) -> None:
+    def __init__(self, source: AnySource, config: Config, counts: SourceMetrics, *, key: bytes, share: int) -> None:
         self.source = source
         self.scheme: Scheme = scheme_for(source)
         self.policies = Policies([config.policies[name] for name in source.accepts], key=key)
@@ -313,7 +320,7 @@ class _Door:
         self.limit = None if source.limit is None else TokenBucket(per_second=source.limit.per_second / share)
         self._limits: dict[str | None, TokenBucket] = {}
         self._share = share
-        self.counts = SourceMetrics(metrics, source.name)
+        self.counts = counts
 
     def limit_of(self, facility: str | None) -> TokenBucket | None:
         """Facilities are those of the configuration, so there are only so many of them."""

@@ -10,6 +10,7 @@ import re
 import socket
 import stat
 import time
+from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from datetime import timedelta
@@ -104,8 +105,8 @@ class Guarded(RequestHandler):
 
     def _whole(self, payload: StreamReader) -> bytes:
         """The body that is there.  To read it by the book is to ask the parser and the socket for more, each time."""
-        buffer: Sequence[bytes] = getattr(payload, "_buffer", ())  # the empty payload has none
-        return buffer[0] if len(buffer) == 1 and not self._reading_paused else payload.read_nowait()
+        buffer: deque[bytes] = getattr(payload, "_buffer", _NONE)  # the empty payload has none
+        return buffer.popleft() if len(buffer) == 1 and not self._reading_paused else payload.read_nowait()
 
     async def _take(self, post: "Post") -> bool:
         """Answer it; whether another may follow on this connection."""
@@ -255,10 +256,15 @@ class Post(HeadersMixin):
         self.message = message
         self.headers: CIMultiDictProxy[str] = message.headers
         self._headers = message.headers  # where aiohttp looks for them
-        self.whole = whole
+        self._whole = whole
         self.source = source
         self.token = token
         self._connection = connection
+
+    def give_body(self) -> bytes:
+        """Once: who waits for an answer keeps no body."""
+        whole, self._whole = self._whole, b""
+        return whole
 
     @property
     def remote(self) -> str | None:
@@ -301,6 +307,7 @@ def in_one_piece(answer: Brief | web.Response, *, keep_alive: bool) -> bytes:
     return head.encode("ascii") + body
 
 
+_NONE: deque[bytes] = deque()
 _CLOSE = "Connection: close\r\n"
 
 

@@ -382,7 +382,7 @@ class Dispatcher:
         """What was committed late stands behind the watermarks: read again from where it can be."""
         floor = await self._outbox.oldest_writer()
         for own in self._lanes.values():
-            own.rewind(min(self._floor, floor))  # lower than before where a clock was set back
+            own.sweep(self._floor, floor)
         self._floor = floor
         self._destinations_changed = True
         self._work.set()
@@ -396,7 +396,7 @@ class Dispatcher:
         self._trusting_until = time.monotonic() + TRUST.total_seconds()
         self._floor = BEGINNING
         for own in self._lanes.values():
-            own.rewind(BEGINNING)
+            own.sweep(BEGINNING, BEGINNING)
         self._work.set()
 
     def _line_lost(self, reason: str) -> None:

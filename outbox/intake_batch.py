@@ -5,7 +5,7 @@ those that came while the last batch was being written are the next one.  Only p
 """
 
 import asyncio
-from collections import Counter, deque
+from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
 from typing import NamedTuple
@@ -60,7 +60,7 @@ class IntakeBatch:
         self._connections = self._free = connections
         self._waiting: list[Waiting] = []
         self._weight = 0  # of what waits, in bytes
-        self._places: Counter[Party] = Counter()  # that each party takes up in the queue
+        self._places: defaultdict[Party, int] = defaultdict(int)  # that each party takes up in the queue
         self._unanswered: deque[Waiting] = deque()  # the oldest first, and those that were answered since the last look
         self._look: asyncio.TimerHandle | None = None
         self._writing: set[asyncio.Task[None]] = set()
@@ -133,7 +133,7 @@ class IntakeBatch:
             waiting = in_turns(waiting)
         batch, self._waiting = waiting[:LARGEST], waiting[LARGEST:]
         self._weight = sum(len(waiting.arrival.data) for waiting in self._waiting)
-        self._places = Counter(party_of(waiting.arrival) for waiting in self._waiting)
+        self._places = defaultdict(int, Counter(party_of(waiting.arrival) for waiting in self._waiting))
         return batch
 
     async def _store(self, batch: list[Waiting]) -> None:

@@ -48,6 +48,8 @@ class OwnedLane:
         self._due_at = BEGINNING
         self._event = LOWEST
         self._read_to = BEGINNING + lane.epoch * MOMENT  # which is when it was leased
+        self._floor = BEGINNING  # whatever is not visible yet is due after this
+        self._floor_before = BEGINNING  # as it was when the read under way began
         self._again = 0  # rows behind which it was rewound: they come once more
         self._meanwhile: datetime | None = None  # rewound to this while a read was under way
         self._settled: set[UUID] = set()  # let go while a read was under way: it may have begun before that
@@ -60,6 +62,7 @@ class OwnedLane:
             return None
         self._settled.clear()
         self._meanwhile = None
+        self._floor_before = self._floor
         return Reading(
             lane=self.lane.number,
             due_at=self._due_at,
@@ -87,8 +90,17 @@ class OwnedLane:
         if to - MOMENT < self._due_at:
             self._due_at, self._event, self._again = to - MOMENT, LOWEST, len(self.known)
 
+    def sweep(self, before: datetime, floor: datetime) -> None:
+        """What was committed late is due after `before`, and is read again from there; what will be is due after `floor`."""
+        self.rewind(min(before, floor))  # lower than before where a clock was set back
+        self._floor = floor
+
     def take(self, reading: Reading, rows: Sequence[Taken], now: datetime) -> None:
-        """The rows of one reading, in the order of the queue."""
+        """The rows of one reading, in the order of the queue.
+
+        Where these were all, the next read begins no further back than what was swept: else those that were delivered
+        without being read would be walked past, dead, again and again.
+        """
         meanwhile = self._meanwhile
         self._again = 0
         if rows:
@@ -102,6 +114,8 @@ class OwnedLane:
                 self._add(row, now)
         self._crowded = (len(self.known) - known) * 2 < len(rows)
         self.dirty = len(rows) >= reading.room
+        if not self.dirty and self._due_at < self._floor_before:
+            self._due_at, self._event = self._floor_before, LOWEST
         if meanwhile is not None:
             self.rewind(meanwhile)
         elif not self.known and not self.dirty:
@@ -112,7 +126,8 @@ class OwnedLane:
 
         What is in order is always read: only so it comes after what somebody else stored of its subject before it.  And
         word of it can be slow to come: behind the place up to which the lane was ever read, by us or an owner before, it
-        may have been read and delivered by now.  The watermark stays, so what others store meanwhile is found as ever.
+        may have been read and delivered by now.  The watermark stays until the next
+        sweep, so what others store meanwhile is found as ever.
         """
         if row.key is not None or self.dirty or self.leaving or self.careful or self._room <= 0:
             return False

@@ -143,6 +143,26 @@ async def test_a_lane_takes_nothing_past_what_is_to_be_read_first(house: House, 
             assert reading.due_at < fresh.due_at  # they are read now
 
 
+async def test_only_a_read_that_brought_all_there_was_is_a_reason_to_begin_the_next_one_later(house: House) -> None:
+    """So none walks past all that was delivered without a read, while an open snapshot keeps it on disk."""
+    rows = sorted(await stored(house, times=300), key=lambda fresh: fresh.due_at)
+    own, floor = OwnedLane(Lane(rows[0].lane, 1, 1), careful=0), rows[-1].due_at
+    own.sweep(BEGINNING, floor)
+    reading = own.reading()
+    assert reading is not None
+    own.take(reading, rows[: reading.room], house.clock.now())
+    while own.buffer:
+        own.settled(own.buffer.popleft(), None)
+    reading = own.reading()
+    assert reading is not None
+    assert reading.due_at == rows[255].due_at
+    own.take(reading, rows[256:290], house.clock.now())
+    own.rewind(floor + timedelta(seconds=1))
+    reading = own.reading()
+    assert reading is not None
+    assert reading.due_at == floor
+
+
 async def test_what_was_taken_when_its_dispatcher_slept_past_its_lease_is_its_successors(house: House) -> None:
     partner = Partner(lambda _: Delivered())
     async with house.dispatching(house.target("ledger", partner)) as dispatcher:

@@ -17,6 +17,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from observability.metrics import Metrics
 from observability.names import MetricName
 from observability.workers import Reported, start_afresh
+from tests.serving import partner, serving
 
 
 def test_every_metric_begins_with_our_name_and_says_what_it_is() -> None:
@@ -47,6 +48,16 @@ def test_two_sets_of_metrics_in_one_process_do_not_meet() -> None:
     one.accepted.labels("odoo").inc()
     assert value(one, "sluicegate_accepted_total", source="odoo") == 1
     assert value(other, "sluicegate_accepted_total", source="odoo") is None
+
+
+async def test_a_post_that_is_under_way_when_the_configuration_changes_is_counted(tmp_path: Path, dsn: str) -> None:
+    async with partner() as other, serving(tmp_path, dsn, other.address) as program:
+        intake = program.service.intake
+        under_way = intake._sources["odoo"]
+        await intake.adopt(program.service._config, intake._destinations)
+        under_way.counts.accepted += 1
+        intake.tell()
+        assert value(program.service.metrics, "sluicegate_accepted_total", source="odoo") == 1
 
 
 def test_a_destination_that_a_report_leaves_out_disappears() -> None:
