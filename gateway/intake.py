@@ -287,8 +287,8 @@ class Intake:
         source = event.source.encode()
         if caller.signed_id is not None:
             return self._digest(b"id", source, caller.signed_id.encode())
-        if minimized.same is not None:
-            return self._digest(b"same", source, minimized.policy.encode(), minimized.same.encode())
+        if (same := minimized.same) is not None:
+            return self._digest(b"same", source, minimized.policy.encode(), same.encode())
         return self._digest(b"same body", source, digest.bytes)
 
     def _debts(self, event: Event) -> tuple[Debt, ...]:

@@ -5,7 +5,7 @@ those that came while the last batch was being written are the next one.  Only p
 """
 
 import asyncio
-from collections import Counter, defaultdict, deque
+from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
 from typing import NamedTuple
@@ -34,7 +34,6 @@ Party = tuple[str, str | None]
 class Waiting(NamedTuple):
     arrival: Arrival
     answer: asyncio.Future[Stored | Seen]
-    until: float  # on the clock of the loop
 
 
 class IntakeBatch:
@@ -61,8 +60,6 @@ class IntakeBatch:
         self._waiting: list[Waiting] = []
         self._weight = 0  # of what waits, in bytes
         self._places: defaultdict[Party, int] = defaultdict(int)  # that each party takes up in the queue
-        self._unanswered: deque[Waiting] = deque()  # the oldest first, and those that were answered since the last look
-        self._look: asyncio.TimerHandle | None = None
         self._writing: set[asyncio.Task[None]] = set()
 
     async def add(self, arrival: Arrival) -> Stored | Seen:
@@ -77,28 +74,22 @@ class IntakeBatch:
             raise Unavailable("too many requests of one party wait for the database")
         self._places[party] += 1
         loop = asyncio.get_running_loop()
-        waiting = Waiting(arrival, loop.create_future(), loop.time() + PATIENCE.total_seconds())
+        waiting = Waiting(arrival, loop.create_future())
         self._waiting.append(waiting)
-        self._unanswered.append(waiting)
         self._weight += len(arrival.data)
         if self._free == self._connections:
             self._begin()
-        if self._look is None:
-            self._look = loop.call_later(LOOK.total_seconds(), self._give_up_on_late)
-        return await waiting.answer
+        late = loop.call_later(PATIENCE.total_seconds(), _fail, waiting, Unavailable("it was not stored in time"))
+        try:
+            return await waiting.answer
+        finally:
+            late.cancel()
 
     async def close(self) -> None:
         """Whatever waits is written first; but on a Postgres that does not answer, nobody waits for it any more."""
         if self._writing:
             await asyncio.wait(self._writing, timeout=LAST_WAIT.total_seconds())
         await end(*self._writing)
-
-    def _give_up_on_late(self) -> None:
-        """Who has waited for too long is told to come back."""
-        loop, late = asyncio.get_running_loop(), Unavailable("it was not stored in time")
-        while self._unanswered and (self._unanswered[0].answer.done() or self._unanswered[0].until <= loop.time()):
-            _fail(self._unanswered.popleft(), late)
-        self._look = loop.call_later(LOOK.total_seconds(), self._give_up_on_late) if self._unanswered else None
 
     def _begin(self) -> None:
         """Have somebody write what waits, if there is a connection for it."""

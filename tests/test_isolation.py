@@ -42,7 +42,7 @@ def arrival(house: House, facility: str | None, *to: str, source: str = "shop", 
 
 async def test_where_more_wait_than_a_batch_takes_each_party_has_its_turn(house: House) -> None:
     waiting = [
-        Waiting(arrival(house, facility), asyncio.get_running_loop().create_future(), until=0)
+        Waiting(arrival(house, facility), asyncio.get_running_loop().create_future())
         for facility in [*["north"] * 2000, "south", "south", None]
     ]
     first = [party_of(one.arrival)[1] for one in in_turns(waiting)[:6]]
