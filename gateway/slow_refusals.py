@@ -12,7 +12,7 @@ from gateway.token_bucket import TokenBucket
 
 AT_ONCE = 20.0  # refusals of one source a second
 SHORTEST, LONGEST = 0.5, 0.9  # seconds of a pause; a sender such as Odoo waits for one
-MOST = 400  # that wait at a time, each with a socket
+MOST = 100  # that wait at a time, each with a socket
 
 
 class SlowRefusals:
