@@ -14,6 +14,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -89,8 +90,8 @@ def request() -> bytes:
 
 
 def post(told: Posting, requests: Sequence[bytes]) -> list[Accepted]:
-    """select and not epoll, which waits in whole milliseconds."""
-    idle = [socket.create_connection(("127.0.0.1", told.port)) for _ in range(told.connections)]
+    """Over each connection in turn, for one that never posts is closed.  select and not epoll, which waits in whole milliseconds."""
+    idle = deque(socket.create_connection(("127.0.0.1", told.port)) for _ in range(told.connections))
     for connection in idle:
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     busy: dict[socket.socket, float] = {}
@@ -99,7 +100,7 @@ def post(told: Posting, requests: Sequence[bytes]) -> list[Accepted]:
     began = now = time.monotonic()
     while len(accepted) < len(requests):
         while idle and sent < len(requests) and (due := began + sent * pause) <= now:
-            connection = idle.pop()
+            connection = idle.popleft()
             connection.sendall(requests[sent])
             busy[connection] = due if told.rate else now
             sent += 1
