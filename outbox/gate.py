@@ -1,6 +1,6 @@
 """How gently a destination is treated: how many at once, how often, and when not at all.
 
-    success ──> one more at a time, up to `concurrency`
+    success ──> two more at a time for each round of answers, up to `concurrency`
     busy (429, 503, no answer) ──> 0.7 × as many
     away, or busy as a whole ──> a pause, as long as it asked for; if it did not, longer each time, up to a minute
     5 failures in a row, or more than half of 10 ──> the breaker opens: a pause, then one at a time again
@@ -20,6 +20,7 @@ from outbox.retry import CONFIRM_BLOCKED, LONGEST_WISH
 from outbox.store import Standing
 
 IN_A_ROW = 5
+MORE = 2.0  # at a time after each round of answers: with one, a drain by 200 at a time takes a fifth longer
 SAMPLE = 10
 SHORTEST_PAUSE = timedelta(seconds=1)
 LONGEST_PAUSE = timedelta(minutes=1)
@@ -153,7 +154,7 @@ class Gate:
 
     def _succeeded(self) -> None:
         """It answers: a refusal of one delivery is as good a sign of life as its acceptance."""
-        self._limit = min(float(self._most), self._limit + 1 / self._limit)
+        self._limit = min(float(self._most), self._limit + MORE / self._limit)
         self._latest.append(True)
         self._recovered()
 

@@ -23,12 +23,15 @@ def test_as_many_as_configured_go_out_at_once_and_no_more() -> None:
     assert gate.room(NOW) == 0
 
 
-def test_a_partner_that_is_busy_gets_fewer_at_once_and_recovers_one_by_one() -> None:
+def test_a_partner_that_is_busy_gets_fewer_at_once_and_recovers_little_by_little() -> None:
     gate = Gate(most=10)
     attempt(gate, Unknown("no answer"))
     assert gate.limit == 7
     attempt(gate, Retry("503", status=503))
     assert gate.limit == 4
+    for _ in range(4):
+        attempt(gate, Delivered())
+    assert gate.limit == 6
     for _ in range(100):
         attempt(gate, Delivered())
     assert gate.limit == 10
