@@ -612,8 +612,12 @@ async def apply(session: Session, migration: Migration) -> None:
 
 
 async def in_one_transaction(session: Session, migration: Migration) -> None:
+    """It may take its tables in another order than an intake does, so it gives up before Postgres looks for deadlocks.
+
+    That is a second after somebody began to wait, and the one who is sent away then may be the intake.
+    """
     async with session.transaction():
-        await session.execute("SET LOCAL lock_timeout = '1s'")
+        await session.execute("SET LOCAL lock_timeout = '300ms'")
         await session.execute(migration.sql)
         failpoint("migrations.before_commit")
         await note(session, migration)
