@@ -75,6 +75,7 @@ class Plan:
     rate: float = 20.0  # orders a second, each with three deliveries
     gateways: int = 1
     dispatchers: int = 2
+    wholes: int = 0  # programs that are both, so that what they store they deliver without reading it
     proxied: tuple[str, ...] = ()  # programs whose names begin so reach Postgres through a proxy, `stage.line`
     tmpfs: int = 0  # MiB of a file system of its own for a Postgres of its own
     standby: bool = False  # a Postgres of its own with a synchronous standby: `stage.postgres` is a Pair
@@ -114,6 +115,7 @@ class Stage:
         self.partners_line = Proxy(lambda: asyncio.open_connection("127.0.0.1", self.partners.port))
         self.gateways: list[Program] = []
         self.dispatchers: list[Program] = []
+        self.wholes: list[Program] = []
         self.injected = 0
         self.note = ""
         self.undelivered: set[str] = set()  # where what waits may go on waiting, at the end
@@ -149,13 +151,15 @@ class Stage:
         await self.partners_line.start()
         self.gateways = [self.program(f"gateway-{n + 1}", "gateway") for n in range(plan.gateways)]
         self.dispatchers = [self.program(f"dispatcher-{n + 1}", "dispatcher") for n in range(plan.dispatchers)]
+        self.wholes = [self.program(f"whole-{n + 1}", "all") for n in range(plan.wholes)]
         for program in self.programs:
             program.start(plan.failpoints.get(program.name, ""))
         await asyncio.gather(*(program.ready() for program in self.programs))
         for program in self.programs:
             program.supervise()
         self.token = await self._make_a_token()
-        self.load = Load(self.folder / "sent.jsonl", [gateway.address for gateway in self.gateways], seed=self.seed)
+        doors = [program.address for program in (*self.gateways, *self.wholes)]
+        self.load = Load(self.folder / "sent.jsonl", doors, seed=self.seed)
         self.sampler = Sampler(
             self.folder / "samples.jsonl",
             dsn=self.dsn,
@@ -211,7 +215,7 @@ class Stage:
 
     @property
     def programs(self) -> list[Program]:
-        return [*self.gateways, *self.dispatchers]
+        return [*self.gateways, *self.dispatchers, *self.wholes]
 
     @property
     def gateway(self) -> Program:
@@ -325,7 +329,7 @@ class Stage:
 
     async def metric(self, sample: str) -> float:
         """Of all dispatchers together."""
-        return sum([await program.metric(sample) for program in self.dispatchers])
+        return sum([await program.metric(sample) for program in (*self.dispatchers, *self.wholes)])
 
     def memory(self, programs: Sequence[Program]) -> int:
         """Bytes of the one that has most."""

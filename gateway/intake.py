@@ -137,6 +137,7 @@ class Intake:
         door = self._sources.get(name)
         if door is None or (token is not None and not door.takes_token):
             self._refusals.refused("", "unknown_source")
+            _forget_body(request)
             await self._slowly.before("")
             return problem(404, "Unknown source", "There is no source of this name.")
         with self._tracing.accept(name, request.headers.get("traceparent"), trust=door.source.trust_trace) as span:
@@ -158,6 +159,7 @@ class Intake:
         door.counts.seconds.append(time.monotonic() - began)
         self._tell_soon()
         if 400 <= answer.status < 500:
+            _forget_body(request)
             await self._slowly.before(name)
         return answer
 
@@ -333,6 +335,12 @@ class _Door:
 
 def _answer(status: int, event: UUID, *, duplicate: bool) -> Brief:
     return Brief(status, f'{{"id":"{event}","duplicate":{"true" if duplicate else "false"}}}')
+
+
+def _forget_body(request: Incoming) -> None:
+    """Whoever is refused before it was read: an answer that waits holds none."""
+    if isinstance(request, Post):
+        request.give_body()
 
 
 def _too_many(limit: TokenBucket) -> web.Response:

@@ -33,6 +33,7 @@ from observability.names import LogEvent
 HEAD_DEADLINE = timedelta(seconds=5)
 ANSWER_DEADLINE = timedelta(seconds=10)  # for a caller to take some of what it was answered
 IDLE_DEADLINE = timedelta(seconds=75)  # longer than the proxies in front keep theirs
+REFUSED_IDLE = timedelta(seconds=5)  # whoever is refused keeps a connection no longer than it takes to try again
 LINGERING = timedelta(seconds=2)  # for what is still sent of a body that was refused, so that the answer is heard
 PARTING = timedelta(seconds=1)  # for who keeps a connection to be told, with an answer, that it is the last one
 DRAIN = timedelta(seconds=15)  # for the requests that are under way at the end: longer than any deadline of one
@@ -82,7 +83,9 @@ class Guarded(RequestHandler):
             if post is None:
                 await super().start()
                 return
-            if not await self._take(post):
+            another = await self._take(post)
+            post = None  # while it waits for the next, a connection holds nothing of the last
+            if not another:
                 break
         if not self._force_close and self.transport is not None:
             self._task_handler = None
@@ -132,7 +135,11 @@ class Guarded(RequestHandler):
                 self._handler_waiter.set_result(None)
         if gone or not self._keepalive or self._close:
             return False
-        self._next_keepalive_close_time = self._loop.time() + self._keepalive_timeout
+        idle = REFUSED_IDLE.total_seconds() if answer.status >= 400 else self._keepalive_timeout
+        self._next_keepalive_close_time = self._loop.time() + idle
+        if answer.status >= 400 and self._keepalive_handle is not None:
+            self._keepalive_handle.cancel()
+            self._keepalive_handle = None
         if self._keepalive_handle is None and not self._force_close:
             self._keepalive_handle = self._loop.call_at(self._next_keepalive_close_time, self._process_keepalive)
         return True
@@ -227,7 +234,10 @@ class Guarded(RequestHandler):
         if self._ends:
             resp.force_close()
         resp.headers.setdefault("Server", "sluicegate")
-        return await super().finish_response(request, resp, start_time)
+        answered = await super().finish_response(request, resp, start_time)
+        if isinstance(request.content, StreamReader) and request.content.is_eof():
+            request.content.read_nowait()  # nobody has asked for it, and it would stay until the next request
+        return answered
 
     @property
     def _ends(self) -> bool:

@@ -33,6 +33,7 @@ Point = Literal[
     "intake.minimized",
     "intake.before_commit",  # a batch is about to be sent to Postgres
     "intake.committed",  # it is durable, and nobody knows
+    "intake.handed_over",  # it is durable, and the dispatcher of this process holds it without having read it
     "intake.before_wake",  # the answers are on their way, no dispatcher has been woken
     "intake.before_answer",  # one request's answer is known, and not written
     "wake.before_notify",  # lanes of another process are about to be named

@@ -17,7 +17,7 @@ import msgspec
 from asyncpg import Record, UniqueViolationError
 
 from observability.failpoints import failpoint
-from outbox.database import Database
+from outbox.database import Database, Unavailable
 from outbox.event import Delivery, Event, OutcomeKind
 from outbox.retry import Verdict
 
@@ -347,7 +347,10 @@ class Outbox:
         arrived = {a.event.id: a for a in arrivals}
         due: dict[UUID, datetime] = {}
         for event_id, lane, place, due_at in rows:
-            if lane is None or (self._take and self._take(_fresh(arrived[event_id], lane, place, due_at))):
+            if lane is None:
+                continue
+            if self._take and self._take(_fresh(arrived[event_id], lane, place, due_at)):
+                failpoint("intake.handed_over")
                 continue
             due[event_id] = min(due.get(event_id, due_at), due_at)
         return due
@@ -606,7 +609,12 @@ class Outbox:
         left = [n for n in range(len(done)) if n not in gone]
         if not left:
             return Settled(dict.fromkeys(gone), frozenset((s.lane, s.epoch) for s in done))
-        rest = await self._settle_whatever([done[n] for n in left])
+        try:
+            rest = await self._settle_whatever([done[n] for n in left])
+        except Unavailable:
+            if not gone:
+                raise
+            rest = Settled({}, frozenset((s.lane, s.epoch) for s in done))  # these stand, and are settled the next time
         return Settled(dict.fromkeys(gone) | {left[n]: again for n, again in rest.done.items()}, rest.standing)
 
     async def _settle_delivered(self, done: Sequence[Settlement]) -> set[int]:

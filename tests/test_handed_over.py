@@ -71,13 +71,15 @@ async def test_what_was_read_and_delivered_before_word_of_it_came_is_not_deliver
     assert len(partner.asked) == 1
 
 
-async def test_what_is_older_than_the_lease_of_its_lane_is_read(house: House) -> None:
-    """An owner before may have delivered it."""
+async def test_what_an_owner_before_delivered_is_not_delivered_again_when_word_of_it_comes_late(house: House) -> None:
     [fresh] = await stored(house)
-    async with house.dispatching(house.target("ledger", Partner())) as dispatcher:
+    before, after = Partner(), Partner()
+    async with house.dispatching(house.target("ledger", before)):
         await house.drained()
-        await until(lambda: not dispatcher._lanes[fresh.lane].dirty)
+    async with house.dispatching(house.target("ledger", after)) as dispatcher:
+        await until(lambda: fresh.lane in dispatcher._lanes and not dispatcher._lanes[fresh.lane].dirty)
         assert not dispatcher.take(fresh)
+    assert (len(before.asked), len(after.asked)) == (1, 0)
 
 
 async def test_what_is_in_order_is_read(house: House) -> None:

@@ -1,8 +1,12 @@
 """A flood of one party is nobody else's: proven by what is taken in which order, never by the clock."""
 
 import asyncio
+import gc
+import json
+from asyncio import StreamReader, StreamWriter
 from collections import Counter
 from collections.abc import AsyncIterator
+from datetime import timedelta
 from pathlib import Path
 
 import msgspec
@@ -10,6 +14,7 @@ import pytest
 import pytest_asyncio
 
 from gateway import config as configuration
+from gateway.listening import Post
 from gateway.parties import lanes, parties
 from gateway.slow_refusals import AT_ONCE, LONGEST, MOST, SHORTEST, SlowRefusals
 from outbox import intake_batch
@@ -18,7 +23,7 @@ from outbox.event import Delivered, Delivery
 from outbox.intake_batch import IntakeBatch, Waiting, in_turns, party_of
 from outbox.store import Arrival, Debt
 from tests.house import House, Partner, house_on, until
-from tests.serving import CONFIGURATION, ENVIRON, Program, order, partner, serving
+from tests.serving import CONFIGURATION, ENVIRON, Program, order, partner, serving, sign
 
 
 @pytest_asyncio.fixture
@@ -135,6 +140,48 @@ async def test_a_flood_of_refusals_may_keep_its_connections_for_a_new_one_costs_
 
         said = await asyncio.gather(*(refused() for _ in range(int(AT_ONCE) + 15)))
         assert set(said) == {None}
+
+
+async def test_a_connection_that_waits_for_its_next_request_holds_no_body_that_was_refused(
+    tmp_path: Path, dsn: str
+) -> None:
+    body = b'{"pad": "' + b"x" * 60_000 + b'"}'
+    async with partner() as other, serving(tmp_path, dsn, other.address) as program:
+        waiting = [await posted(program, "/hooks/nobody", body) for _ in range(10)]
+        assert {status for status, _, _ in waiting} == {404}
+        held = [one for one in gc.get_objects() if isinstance(one, Post) and one._whole]
+        for _, _, writer in waiting:
+            writer.close()
+            await writer.wait_closed()
+    assert held == []
+
+
+async def test_who_is_refused_is_parted_from_soon_and_who_is_accepted_is_not(
+    tmp_path: Path, dsn: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gateway.listening.REFUSED_IDLE", timedelta(seconds=0.3))
+    body = json.dumps(order(id=1)).encode()
+    async with partner() as other, serving(tmp_path, dsn, other.address) as program:
+        accepted, kept, writer = await posted(program, "/hooks/odoo", body, **sign(body, id="one"))
+        refused, parted, end = await posted(program, "/hooks/odoo", body)
+        assert (accepted, refused) == (202, 401)
+        assert await asyncio.wait_for(parted.read(), 5) == b""
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(kept.read(), 0.7)
+        for one in (writer, end):
+            one.close()
+            await one.wait_closed()
+
+
+async def posted(program: Program, path: str, body: bytes, **headers: str) -> tuple[int, StreamReader, StreamWriter]:
+    """Over a connection of its own, which stays: what was answered, and both ends of it."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", program.service.port)
+    lines = "".join(f"{name}: {value}\r\n" for name, value in {"content-type": "application/json", **headers}.items())
+    head = f"POST {path} HTTP/1.1\r\nhost: here\r\n{lines}content-length: {len(body)}\r\n\r\n"
+    writer.write(head.encode() + body)
+    answer = await reader.readuntil(b"\r\n\r\n")
+    await reader.readexactly(int(answer.lower().partition(b"content-length: ")[2].partition(b"\r")[0]))
+    return int(answer.split(b" ")[1]), reader, writer
 
 
 async def test_who_is_beyond_a_limit_is_refused_before_any_proof_is_looked_at_and_a_stranger_uses_up_none_of_it(

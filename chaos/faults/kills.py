@@ -10,9 +10,14 @@ from chaos.stage import Plan, Stage
 
 KILLS = int(os.environ.get("CHAOS_KILLS", "200"))
 PATIENCE = 40 * 60
+NAMES = {"gateway": "gateway", "dispatcher": "dispatcher", "all": "both in one"}
 
 
-@fault("kills", f"{KILLS} times kill -9 of gateways, dispatchers and Postgres at random", Plan(gateways=2, rate=20))
+@fault(
+    "kills",
+    f"{KILLS} times kill -9 of gateways, dispatchers, programs that are both, and Postgres at random",
+    Plan(gateways=1, dispatchers=2, wholes=1, rate=20),
+)
 async def random_kills(stage: Stage) -> None:
     chance = random.Random(stage.seed)
     killed: dict[str, int] = {}
@@ -30,7 +35,7 @@ async def random_kills(stage: Stage) -> None:
         elif victim.alive:
             async with stage.disturb("kill", aftermath=0.5, struck=victim):  # what was on its way is still to come
                 victim.kill()
-            killed[victim.role] = killed.get(victim.role, 0) + 1
+            killed[NAMES[victim.role]] = killed.get(NAMES[victim.role], 0) + 1
     stage.injected = sum(killed.values())
     stage.demand(stage.injected >= KILLS, f"{KILLS} kills within {PATIENCE / 60:.0f} minutes")
     await asyncio.gather(*returns)

@@ -13,10 +13,12 @@ from chaos.stage import Plan, Stage
 from observability.failpoints import POINTS, VARIABLE
 
 
-@fault("sweep", "kill -9 at every failpoint", Plan(rate=20))
+@fault("sweep", "kill -9 at every failpoint", Plan(rate=20, wholes=1))
 async def every_failpoint(stage: Stage) -> None:
     for point in POINTS:
         match point.partition(".")[0]:
+            case _ if point == "intake.handed_over":
+                await die(stage, stage.wholes[0], f"{point}=exit@5")
             case "intake" | "wake":
                 await die(stage, stage.gateway, f"{point}=exit@5")
             case "partitions":
