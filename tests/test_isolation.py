@@ -42,6 +42,8 @@ def arrival(house: House, facility: str | None, *to: str, source: str = "shop", 
     return msgspec.structs.replace(made, event=event, debts=tuple(debts))
 
 
+JSON = {"content-type": "application/json"}
+
 # ── at the door ──────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -147,7 +149,7 @@ async def test_a_connection_that_waits_for_its_next_request_holds_no_body_that_w
 ) -> None:
     body = b'{"pad": "' + b"x" * 60_000 + b'"}'
     async with partner() as other, serving(tmp_path, dsn, other.address) as program:
-        waiting = [await posted(program, "/hooks/nobody", body) for _ in range(10)]
+        waiting = [await posted(program, "/hooks/nobody", body, **JSON) for _ in range(10)]
         assert {status for status, _, _ in waiting} == {404}
         held = [one for one in gc.get_objects() if isinstance(one, Post) and one._whole]
         for _, _, writer in waiting:
@@ -163,7 +165,7 @@ async def test_who_is_refused_is_parted_from_soon_and_who_is_accepted_is_not(
     body = json.dumps(order(id=1)).encode()
     async with partner() as other, serving(tmp_path, dsn, other.address) as program:
         accepted, kept, writer = await posted(program, "/hooks/odoo", body, **sign(body, id="one"))
-        refused, parted, end = await posted(program, "/hooks/odoo", body)
+        refused, parted, end = await posted(program, "/hooks/odoo", body, **JSON)
         assert (accepted, refused) == (202, 401)
         assert await asyncio.wait_for(parted.read(), 5) == b""
         with pytest.raises(TimeoutError):
@@ -176,7 +178,7 @@ async def test_who_is_refused_is_parted_from_soon_and_who_is_accepted_is_not(
 async def posted(program: Program, path: str, body: bytes, **headers: str) -> tuple[int, StreamReader, StreamWriter]:
     """Over a connection of its own, which stays: what was answered, and both ends of it."""
     reader, writer = await asyncio.open_connection("127.0.0.1", program.service.port)
-    lines = "".join(f"{name}: {value}\r\n" for name, value in {"content-type": "application/json", **headers}.items())
+    lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
     head = f"POST {path} HTTP/1.1\r\nhost: here\r\n{lines}content-length: {len(body)}\r\n\r\n"
     writer.write(head.encode() + body)
     answer = await reader.readuntil(b"\r\n\r\n")

@@ -20,7 +20,7 @@ from tests.house import house_on
 
 HERE = Path(__file__).parent
 INSTALLED = HERE.parent / ".peers"
-COUNT = 10_000
+COUNT = 20_000
 SLOWEST = 3_000  # jobs of a peer that takes more than a millisecond for each
 AT_ONCE = 200
 

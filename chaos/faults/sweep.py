@@ -18,7 +18,7 @@ async def every_failpoint(stage: Stage) -> None:
     for point in POINTS:
         match point.partition(".")[0]:
             case _ if point == "intake.handed_over":
-                await die(stage, stage.wholes[0], f"{point}=exit@5")
+                await die_handing_over(stage, f"{point}=exit@5")
             case "intake" | "wake":
                 await die(stage, stage.gateway, f"{point}=exit@5")
             case "partitions":
@@ -47,6 +47,21 @@ async def die(stage: Stage, program: Program, failpoint: str) -> None:
             stage.demand(False, f"nobody came by {failpoint}")  # noqa: FBT003
             return
     stage.demand(status == 137, f"{program.name} ended with {status} at {failpoint}")
+
+
+async def die_handing_over(stage: Stage, failpoint: str) -> None:
+    """With no other dispatcher there, so that it owns lanes that need no order."""
+    whole = stage.wholes[0]
+    await whole.again(failpoint)
+    async with stage.disturb(failpoint, aftermath=2):
+        for dispatcher in stage.dispatchers:
+            await dispatcher.stop()
+        try:
+            await whole.dies(within=90)
+        except TimeoutError:
+            stage.demand(False, f"nobody came by {failpoint}")  # noqa: FBT003
+        for dispatcher in stage.dispatchers:
+            await dispatcher.again()
 
 
 async def die_as_careful_successor(stage: Stage) -> None:
