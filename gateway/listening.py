@@ -47,7 +47,7 @@ class AddressError(Exception):
 class Guarded(RequestHandler):
     """A connection whose head must arrive, and whose answers must be taken, in time; it repeats nothing of what it hears."""
 
-    __slots__ = ("_answer_timer", "_body", "_head_timer", "_hooks", "_last")
+    __slots__ = ("_answer_timer", "_body", "_head_timer", "_hooks", "_last", "_refused_at", "_refused_timer")
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
@@ -56,6 +56,8 @@ class Guarded(RequestHandler):
         self._last = False  # the request under way is
         self._answer_timer: asyncio.TimerHandle | None = None
         self._head_timer: asyncio.TimerHandle | None = None
+        self._refused_at: float | None = None  # the last answer was no yes
+        self._refused_timer: asyncio.TimerHandle | None = None
         self._start_timer()
 
     def data_received(self, data: bytes) -> None:
@@ -135,17 +137,14 @@ class Guarded(RequestHandler):
                 self._handler_waiter.set_result(None)
         if gone or not self._keepalive or self._close:
             return False
-        idle = REFUSED_IDLE.total_seconds() if answer.status >= 400 else self._keepalive_timeout
-        self._next_keepalive_close_time = self._loop.time() + idle
-        if answer.status >= 400 and self._keepalive_handle is not None:
-            self._keepalive_handle.cancel()
-            self._keepalive_handle = None
+        self._next_keepalive_close_time = self._loop.time() + self._keepalive_timeout
         if self._keepalive_handle is None and not self._force_close:
             self._keepalive_handle = self._loop.call_at(self._next_keepalive_close_time, self._process_keepalive)
         return True
 
     async def _answer(self, post: "Post", answer: web.StreamResponse) -> bool:
         """Whether the caller has gone meanwhile."""
+        self._note(answer.status)
         if isinstance(answer, Brief | web.Response) and post.message.version == HttpVersion11:
             self._keepalive = not (post.message.should_close or self._ends or answer.keep_alive is False)
             return await self._write(in_one_piece(answer, keep_alive=self._keepalive))
@@ -157,6 +156,22 @@ class Guarded(RequestHandler):
         answer, gone = await self.finish_response(request, answer, None)
         self._keepalive = bool(answer.keep_alive)
         return gone
+
+    def _note(self, status: int) -> None:
+        """Whoever is refused and then says nothing is soon parted from: strangers must not hold connections for nothing."""
+        self._refused_at = self._loop.time() if status >= 400 else None
+        if self._refused_at is not None and self._refused_timer is None:
+            self._refused_timer = self._loop.call_later(REFUSED_IDLE.total_seconds(), self._part_from_refused)
+
+    def _part_from_refused(self) -> None:
+        self._refused_timer = None
+        if self._refused_at is None or self.transport is None:
+            return
+        left = self._refused_at + REFUSED_IDLE.total_seconds() - self._loop.time()
+        if left <= 0 and self._waiter is not None and not self._waiter.done():
+            self.force_close()
+        else:  # refused again meanwhile, or busy with the next request
+            self._refused_timer = self._loop.call_later(max(left, 1.0), self._part_from_refused)
 
     def pause_writing(self) -> None:
         super().pause_writing()
@@ -170,8 +185,9 @@ class Guarded(RequestHandler):
 
     def connection_lost(self, exc: BaseException | None) -> None:
         self._stop_timer()
-        if self._answer_timer is not None:
-            self._answer_timer.cancel()
+        for timer in (self._answer_timer, self._refused_timer):
+            if timer is not None:
+                timer.cancel()
         super().connection_lost(exc)
 
     def _start_timer(self) -> None:
@@ -234,8 +250,9 @@ class Guarded(RequestHandler):
         if self._ends:
             resp.force_close()
         resp.headers.setdefault("Server", "sluicegate")
+        self._note(resp.status)
         answered = await super().finish_response(request, resp, start_time)
-        if isinstance(request.content, StreamReader) and request.content.is_eof():
+        if request.content.is_eof() and request.content.exception() is None:
             request.content.read_nowait()  # nobody has asked for it, and it would stay until the next request
         return answered
 

@@ -158,14 +158,15 @@ async def test_a_connection_that_waits_for_its_next_request_holds_no_body_that_w
     assert held == []
 
 
+@pytest.mark.parametrize("pieces", [1, 2])  # of which the first is taken past aiohttp's request
 async def test_who_is_refused_is_parted_from_soon_and_who_is_accepted_is_not(
-    tmp_path: Path, dsn: str, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, dsn: str, monkeypatch: pytest.MonkeyPatch, pieces: int
 ) -> None:
     monkeypatch.setattr("gateway.listening.REFUSED_IDLE", timedelta(seconds=0.3))
     body = json.dumps(order(id=1)).encode()
     async with partner() as other, serving(tmp_path, dsn, other.address) as program:
-        accepted, kept, writer = await posted(program, "/hooks/odoo", body, **sign(body, id="one"))
-        refused, parted, end = await posted(program, "/hooks/odoo", body, **JSON)
+        accepted, kept, writer = await posted(program, "/hooks/odoo", body, pieces=pieces, **sign(body, id="one"))
+        refused, parted, end = await posted(program, "/hooks/odoo", body, pieces=pieces, **JSON)
         assert (accepted, refused) == (202, 401)
         assert await asyncio.wait_for(parted.read(), 5) == b""
         with pytest.raises(TimeoutError):
@@ -175,12 +176,18 @@ async def test_who_is_refused_is_parted_from_soon_and_who_is_accepted_is_not(
             await one.wait_closed()
 
 
-async def posted(program: Program, path: str, body: bytes, **headers: str) -> tuple[int, StreamReader, StreamWriter]:
+async def posted(
+    program: Program, path: str, body: bytes, *, pieces: int = 1, **headers: str
+) -> tuple[int, StreamReader, StreamWriter]:
     """Over a connection of its own, which stays: what was answered, and both ends of it."""
     reader, writer = await asyncio.open_connection("127.0.0.1", program.service.port)
     lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
     head = f"POST {path} HTTP/1.1\r\nhost: here\r\n{lines}content-length: {len(body)}\r\n\r\n"
-    writer.write(head.encode() + body)
+    whole = head.encode() + body
+    writer.write(whole[: len(whole) // pieces])
+    if pieces > 1:
+        await asyncio.sleep(0.1)
+        writer.write(whole[len(whole) // pieces :])
     answer = await reader.readuntil(b"\r\n\r\n")
     await reader.readexactly(int(answer.lower().partition(b"content-length: ")[2].partition(b"\r")[0]))
     return int(answer.split(b" ")[1]), reader, writer
