@@ -1,7 +1,7 @@
 """The outbox: every query that changes it.
 
 Three doors: `add` for what was accepted, `lease` (and `read`) for who delivers it, `settle` for what came of it.
-Each is one statement in autocommit, so that a program that stalls never holds a lock that another one needs.
+Each is one statement in autocommit (a settle is two, where not all was simply delivered), so that a program that stalls never holds a lock that another one needs.
 Locks are taken in the order lanes, pending, the rest.
 """
 
@@ -623,7 +623,6 @@ class Outbox:
         It could be left to the statement for whatever comes, but that has three times as many parts, and Postgres makes
         each of them ready, whether there is something for it or not: twice the work, for one that comes alone.
         """
-        held = dict(sorted({(s.lane, s.epoch) for s in done}))
         try:
             rows = await self._dispatch.fetch(
                 """
@@ -656,16 +655,7 @@ class Outbox:
                 )
                 SELECT ord FROM gone
                 """,
-                list(held),
-                list(held.values()),
-                _numbers([s.lane if held[s.lane] == s.epoch else None for s in done]),
-                "{" + ",".join([f'"({block},{offset})"' for block, offset in [s.taken.place for s in done]]) + "}",
-                [s.taken.event_id for s in done],
-                _numbers([s.destination for s in done]),
-                [s.at.timestamp() for s in done],
-                _numbers([round(s.took.total_seconds() * 1000) for s in done]),
-                "{" + ",".join([s.trace or "NULL" for s in done]) + "}",
-                _numbers(_unless_all([s.status for s in done], None)),
+                *_what_was_tried(done),
                 _unless_all([s.receipt for s in done], None),
                 _numbers(_unless_all([s.taken.attempts for s in done], 0)),
             )
@@ -681,11 +671,7 @@ class Outbox:
             return await self._settle(done, some_are_told=True)
 
     async def _settle(self, done: Sequence[Settlement], *, some_are_told: bool) -> Settled:
-        """What most have in common is left out, and comes back as nulls; asyncpg would look into each value of an array.
-
-        Of two epochs of one lane the older is over, whatever the newer one may do: it comes without a lane.
-        """
-        held = dict(sorted({(s.lane, s.epoch) for s in done}))
+        """What most have in common is left out, and comes back as nulls; asyncpg would look into each value of an array."""
         row = await self._dispatch.fetchrow(
             """
             WITH given AS MATERIALIZED (
@@ -771,16 +757,7 @@ class Outbox:
                    ARRAY(SELECT again FROM settled ORDER BY ord) AS again,
                    ARRAY(SELECT (l.lane, l.epoch) FROM lanes AS l WHERE l.lane = ANY ($1)) AS standing
             """,
-            list(held),
-            list(held.values()),
-            _numbers([s.lane if held[s.lane] == s.epoch else None for s in done]),
-            "{" + ",".join([f'"({block},{offset})"' for block, offset in [s.taken.place for s in done]]) + "}",
-            [s.taken.event_id for s in done],
-            _numbers([s.destination for s in done]),
-            [s.at.timestamp() for s in done],
-            _numbers([round(s.took.total_seconds() * 1000) for s in done]),
-            "{" + ",".join([s.trace or "NULL" for s in done]) + "}",
-            _numbers(_unless_all([s.status for s in done], None)),
+            *_what_was_tried(done),
             _unless_all([s.reason for s in done], None),
             _unless_all([s.receipt for s in done], None),
             _unless_all([s.cause for s in done], None),
@@ -937,6 +914,26 @@ class Outbox:
 
 def in_seconds(limit: timedelta) -> int:
     return max(1, round(limit.total_seconds()))
+
+
+def _what_was_tried(done: Sequence[Settlement]) -> tuple[Any, ...]:
+    """What both statements of a settle begin with: lanes and their epochs, then columns with a value for each attempt.
+
+    Of two epochs of one lane the older is over, whatever the newer one may do: it comes without a lane.
+    """
+    held = dict(sorted({(s.lane, s.epoch) for s in done}))
+    return (
+        list(held),
+        list(held.values()),
+        _numbers([s.lane if held[s.lane] == s.epoch else None for s in done]),
+        "{" + ",".join([f'"({block},{offset})"' for block, offset in [s.taken.place for s in done]]) + "}",
+        [s.taken.event_id for s in done],
+        _numbers([s.destination for s in done]),
+        [s.at.timestamp() for s in done],
+        _numbers([round(s.took.total_seconds() * 1000) for s in done]),
+        "{" + ",".join([s.trace or "NULL" for s in done]) + "}",
+        _numbers(_unless_all([s.status for s in done], None)),
+    )
 
 
 def _once(values: list[Any]) -> list[Any]:
