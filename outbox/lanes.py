@@ -126,8 +126,8 @@ class OwnedLane:
 
         What is in order is always read: only so it comes after what somebody else stored of its subject before it.  And
         word of it can be slow to come: behind the place up to which the lane was ever read, by us or an owner before, it
-        may have been read and delivered by now.  The watermark stays until the next
-        sweep, so what others store meanwhile is found as ever.
+        may have been read and delivered by now.  The watermark stays until the next sweep, so what others store meanwhile
+        is found as ever.
         """
         if row.key is not None or self.dirty or self.leaving or self.careful or self._room <= 0:
             return False
