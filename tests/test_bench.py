@@ -97,7 +97,9 @@ async def test_long_rows_are_taken_where_they_are_asked_for(tmp_path: Path) -> N
     await bench.main(rows, only="on", results=tmp_path / "only")
     assert list(taken(tmp_path / "default")) == ["short"]
     assert list(taken(tmp_path / "all")) == ["short", "long"]
+    await bench.main(rows, only="no such row,or,on", results=tmp_path / "two")
     assert list(taken(tmp_path / "only")) == ["long"]
+    assert list(taken(tmp_path / "two")) == ["short", "long"]
     assert await bench.main(rows, only="no such row", results=tmp_path) == 2
 
 
