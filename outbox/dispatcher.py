@@ -10,6 +10,7 @@ All that it knows is memory: the database holds what is owed, and whoever takes 
 
 import asyncio
 import heapq
+import logging
 import os
 import re
 import socket
@@ -824,15 +825,19 @@ class Dispatcher:
 
     def _tell(self, settled: Sequence[tuple[Settlement, datetime | None]]) -> None:
         now, bound = self._clock.now(), log.bind()  # once: it costs more than what is said with it
+        all_is_told = bound.is_enabled_for(logging.DEBUG)
         took: dict[int, list[float]] = {settlement.destination: [] for settlement, _ in settled}
         age: dict[int, list[float]] = {number: [] for number in took}
         for settlement, again in settled:
             taken, number = settlement.taken, settlement.destination
-            facts = {"event_id": taken.event_id, "destination": self._name(number), "attempt": taken.attempts + 1}
             took[number].append(settlement.took.total_seconds())
+            if settlement.verdict == Verdict.DELIVERED:
+                age[number].append((now - taken.owed_since).total_seconds())
+                if not all_is_told:
+                    continue
+            facts = {"event_id": taken.event_id, "destination": self._name(number), "attempt": taken.attempts + 1}
             match settlement.verdict:
                 case Verdict.DELIVERED:
-                    age[number].append((now - taken.owed_since).total_seconds())
                     bound.debug(LogEvent.DELIVERY_SETTLED, outcome="delivered", **facts)
                 case Verdict.LATER:
                     assert again is not None

@@ -633,7 +633,7 @@ class Outbox:
                        FOR SHARE SKIP LOCKED
                 ), gone AS (
                     DELETE FROM pending AS p
-                     USING unnest($3::text::int[], $4::text::tid[], $5::uuid[], $6::text::int[], $7::float8[],
+                     USING unnest($3::text::int[], $4::text::tid[], $5::text::uuid[], $6::text::int[], $7::float8[],
                                   $8::text::int[], $9::text::uuid[], $10::text::int[], $11::text[], $12::text::int[])
                       WITH ORDINALITY
                         AS given (lane, place, event_id, destination, at,
@@ -678,7 +678,7 @@ class Outbox:
                 SELECT lane, place, event_id, destination, at, took_ms, trace_id, status, reason, receipt, cause, ord,
                        coalesce(attempts, 0) AS attempts, coalesce(verdict, 0) AS verdict, coalesce(outcome, 0) AS outcome,
                        coalesce(delay, 0) AS delay, coalesce(spare, 0) AS spare
-                  FROM unnest($3::text::int[], $4::text::tid[], $5::uuid[], $6::text::int[], $7::float8[],
+                  FROM unnest($3::text::int[], $4::text::tid[], $5::text::uuid[], $6::text::int[], $7::float8[],
                               $8::text::int[], $9::text::uuid[], $10::text::int[], $11::text[], $12::text[],
                               $13::text[], $14::text::int[], $15::int[], $16::int[], $17::float8[], $18::int[])
                   WITH ORDINALITY
@@ -927,7 +927,7 @@ def _what_was_tried(done: Sequence[Settlement]) -> tuple[Any, ...]:
         list(held.values()),
         _numbers([s.lane if held[s.lane] == s.epoch else None for s in done]),
         "{" + ",".join([f'"({block},{offset})"' for block, offset in [s.taken.place for s in done]]) + "}",
-        [s.taken.event_id for s in done],
+        "{" + ",".join([str(s.taken.event_id) for s in done]) + "}",
         _numbers([s.destination for s in done]),
         [s.at.timestamp() for s in done],
         _numbers([round(s.took.total_seconds() * 1000) for s in done]),
