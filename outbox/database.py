@@ -6,10 +6,11 @@ import importlib.metadata
 import importlib.resources
 import re
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
+from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeAlias
 
 import asyncpg
@@ -31,6 +32,7 @@ LOOKED_AT = 1000  # after so many calls the pool sees a connection
 if TYPE_CHECKING:
     Connection: TypeAlias = asyncpg.pool.PoolConnectionProxy[asyncpg.Record]
     Session: TypeAlias = asyncpg.Connection[asyncpg.Record]
+    Borrowed: TypeAlias = tuple[asyncpg.Pool[asyncpg.Record], Connection]  # and the pool that it goes back to
 else:  # where it runs, asyncpg's classes take no parameter
     Connection, Session = asyncpg.pool.PoolConnectionProxy, asyncpg.Connection
 
@@ -124,25 +126,9 @@ class Database:
         async with self.connection() as connection:
             return await connection.execute(sql, *arguments, timeout=seconds(timeout))
 
-    @asynccontextmanager
-    async def connection(self) -> AsyncIterator[Connection]:
+    def connection(self) -> "Call":
         """A connection for a few calls.  It goes back as it is: what is set in a session, or listened to, stays so."""
-        pool, connection = await self._acquire()
-        whole = False
-        try:
-            yield connection
-            whole = True
-        except BaseException as error:
-            if is_unsure(error):
-                cut(connection)
-            if isinstance(error, BROKEN):
-                self._address.primary.leave(type(error).__name__)
-            if reason := why_unavailable(error, connection):
-                raise Unavailable(reason) from error
-            raise
-        finally:
-            if not (whole and self._keep(pool, connection)):
-                await give_back(pool, connection)
+        return Call(self._acquire, self._return)
 
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[Connection]:
@@ -178,8 +164,12 @@ class Database:
         await close_pool(self._pool, LAST_WAIT, self._kept)
         await end(*self._retiring)
 
-    async def _acquire(self) -> tuple["asyncpg.Pool[asyncpg.Record]", Connection]:
+    async def _acquire(self) -> "Borrowed":
         """A free connection; one that was lost is opened again, with a few quick tries while Postgres restarts."""
+        if self._kept and self._left == self._address.primary.left and not is_gone(self._kept[-1]):
+            if self._waited:
+                self._waited(timedelta(0))
+            return self._pool, self._kept.pop()
         began = time.monotonic()
         with self._address.connecting():
             try:
@@ -192,8 +182,8 @@ class Database:
             self._waited(timedelta(seconds=time.monotonic() - began))
         return pool, connection
 
-    async def _take(self) -> tuple["asyncpg.Pool[asyncpg.Record]", Connection]:
-        """One that was opened since the primary was left last, and the pool that it goes back to."""
+    async def _take(self) -> "Borrowed":
+        """One that was opened since the primary was left last."""
         if self._left != self._address.primary.left:
             await self._retire()
         pool = self._pool
@@ -207,6 +197,22 @@ class Database:
             return pool, await pool.acquire(timeout=self._address.wait.total_seconds())
         finally:
             self._wanted -= 1
+
+    async def _return(
+        self, pool: "asyncpg.Pool[asyncpg.Record]", connection: Connection, error: BaseException | None
+    ) -> None:
+        """`error`: what the calls ended by; raises Unavailable from it where that is what it means."""
+        try:
+            if error is not None:
+                if is_unsure(error):
+                    cut(connection)
+                if isinstance(error, BROKEN):
+                    self._address.primary.leave(type(error).__name__)
+                if reason := why_unavailable(error, connection):
+                    raise Unavailable(reason) from error
+        finally:
+            if error is not None or not self._keep(pool, connection):
+                await give_back(pool, connection)
 
     def _keep(self, pool: "asyncpg.Pool[asyncpg.Record]", connection: Connection) -> bool:
         """For whoever comes next; now and then the pool gets it, which replaces one that has served long."""
@@ -226,6 +232,25 @@ class Database:
         task = asyncio.create_task(close_pool(retired, self._address.patience, kept))
         self._retiring.add(task)
         task.add_done_callback(self._retiring.discard)
+
+
+class Call:
+    """A connection while it is used.  (No generator, as each statement makes one.)"""
+
+    __slots__ = ("_acquire", "_borrowed", "_return")
+
+    def __init__(self, acquire: "Callable[[], Awaitable[Borrowed]]", return_: "Callable[..., Awaitable[None]]") -> None:
+        self._acquire = acquire
+        self._return = return_
+
+    async def __aenter__(self) -> Connection:
+        self._borrowed = await self._acquire()
+        return self._borrowed[1]
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, stack: TracebackType | None
+    ) -> None:
+        await self._return(*self._borrowed, error)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
