@@ -373,9 +373,8 @@ async def discard_and_replay(stage: Stage, letters: list[str]) -> tuple[int, int
 async def silent_odoo(stage: Stage) -> None:
     taken: list[asyncio.StreamWriter] = []
 
-    async def take(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    def take(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         taken.append(writer)
-        await asyncio.sleep(3600)
 
     server = await asyncio.start_server(take, "127.0.0.1", stage.spare[0])
     before = stage.memory(stage.dispatchers)
