@@ -22,6 +22,7 @@ from pydantic.json_schema import SkipJsonSchema
 import connectors
 from connectors import Kind
 from connectors.settings import NAME, Reference, Secret, Settings, did_you_mean, of_at_least, shown
+from gateway import hints
 from gateway.config_document import ConfigurationError, Document, KeyPath, Mistake, is_open_to_others
 from gateway.config_mistakes import Reading, read_as, unknown_key
 from gateway.config_references import Parts, contradictions, unused
@@ -174,6 +175,7 @@ class _File:
         parts = Parts(
             unreadable=frozenset(name for name in _TABLES if not isinstance(self._values.get(name, {}), dict)),
             facilities=tuple(facilities),
+            systems={name: _word(given, "connector") for name, _, given in self._entries("systems")},
             sources=sources,
             policies=policies,
             routes=routes,
@@ -190,7 +192,8 @@ class _File:
             sources=_complete(sources),
             policies=_complete(policies),
             routes=_complete(routes),
-            destinations={name: built for name, (_, built) in destinations.items() if built is not None},
+            destinations={name: built for name, (_, built) in destinations.items() if built is not None}
+            | hints.destinations(_complete(sources)),
             gone=tuple(name for name, (_, built) in destinations.items() if built is None),
             path=path,
             digest=self._document.digest,

@@ -30,6 +30,7 @@ from gateway.config_sections import (
     Expected,
     IntField,
     Manners,
+    OdooNative,
     Policy,
     Route,
     TimestampField,
@@ -47,6 +48,7 @@ class Parts:
 
     unreadable: frozenset[str]  # sections that are no mapping of names, so that any name may be meant to be there
     facilities: tuple[str, ...]
+    systems: Mapping[str, str | None]  # the kind of each
     sources: Mapping[str, Reading[AnySource]]
     policies: Mapping[str, Reading[Policy]]
     routes: Mapping[str, Reading[Route]]
@@ -62,6 +64,8 @@ def contradictions(parts: Parts) -> Iterator[Contradiction]:
             yield from _about_expected(
                 ("sources", name, "expect"), source.right.expect, _arriving((name,), parts), parts
             )
+        if isinstance(source.right, OdooNative) and source.right.reread is not None:
+            yield from _about_reread(name, source.right, parts)
     for name, policy in parts.policies.items():
         if policy.right is not None and policy.right.facility is not None:
             places: dict[Place, str] = {
@@ -83,6 +87,37 @@ def unused(parts: Parts) -> Iterator[tuple[tuple[str, str], str]]:
     for name, destination in parts.destinations.items():
         if name not in reached and not (destination.right and destination.right.retired):
             yield ("destinations", name), "is reached by no route"
+
+
+def _about_reread(name: str, source: OdooNative, parts: Parts) -> Iterator[Contradiction]:
+    place, system = ("sources", name, "reread"), source.reread
+    if system not in parts.systems and "systems" not in parts.unreadable:
+        hint = did_you_mean(system or "", tuple(parts.systems))
+        yield Contradiction(place, f'names "{system}", but there is no such system{hint}')
+    elif parts.systems.get(system or "") not in {"odoo", None}:
+        yield Contradiction(place, f'names "{system}", which is no Odoo; name one whose connector is odoo')
+    if (made := f"reread-{name}") in parts.destinations:
+        yield Contradiction(("destinations", made), "has the name of what sources." + name + ".reread makes; rename it")
+    for index, accepted in enumerate(source.accepts):
+        policy = parts.policies[accepted].whole if accepted in parts.policies else None
+        if policy is None:
+            continue
+        if not isinstance(policy.match.get("_model"), str):
+            problem = (
+                f'names "{accepted}", which says no model to read; add match: {{_model: …}} to it, or leave reread out'
+            )
+            yield Contradiction(("sources", name, "accepts", index), problem)
+        for path in _read_by(policy):
+            if not re.fullmatch(r"[a-z_][a-z0-9_]*", path):
+                problem = (
+                    f'names "{accepted}", which reads "{path}", and that is no field of Odoo; reread takes fields alone'
+                )
+                yield Contradiction(("sources", name, "accepts", index), problem)
+
+
+def _read_by(policy: Policy) -> list[str]:
+    facility = [policy.facility.from_] if policy.facility else []
+    return [*policy.match, *(field.from_ for field in policy.keep.values()), *facility]
 
 
 Place = tuple[str | int, ...]

@@ -525,6 +525,9 @@ class Jwt(Source):
     """The claim with the SHA-256 of the body, in hex; without it a token proves who posts, but not what."""
 
 
+_LONGEST_REREAD: Final = 50
+
+
 def _url_token(secret: Secret) -> Secret:
     if not re.fullmatch(r"[A-Za-z0-9._~-]+", secret.reveal()):
         raise ValueError(f"has characters that do not belong in a URL ({secret.origin}); use letters, digits, - and _")
@@ -538,6 +541,19 @@ class OdooNative(Source):
     """How the source proves who it is."""
     token: Annotated[Secret, AfterValidator(_url_token)]
     """The end of its URL, /hooks/NAME/TOKEN."""
+    reread: str | None = None
+    """An Odoo among systems: of a post only _model and _id are believed, and what is kept is read again from there."""
+
+    def contradictions(self) -> Iterator[Contradiction]:
+        yield from super().contradictions()
+        if self.reread is not None and self.facility_limit is not None:
+            yield Contradiction(
+                ("facility_limit",), "counts what is not known before the record is read; leave it out", (("reread",),)
+            )
+        if self.reread is not None and len(self.name) > _LONGEST_REREAD:
+            yield Contradiction(
+                ("reread",), f"makes a destination of the source's name, which has more than {_LONGEST_REREAD} letters"
+            )
 
 
 AnySource = StandardWebhooks | Hmac | ApiKey | Jwt | OdooNative

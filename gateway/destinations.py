@@ -7,6 +7,7 @@ from dead_letter.left_behind import CannotMoveError, Home
 from dead_letter.letters import Instant
 from gateway.config import Config
 from gateway.config_sections import CLASSES, Destination
+from gateway.hints import CONNECTOR
 from outbox.destinations import UnknownDestinationError
 from outbox.records import Standing
 
@@ -84,7 +85,7 @@ def homes(config: Config) -> dict[str, Home]:
     return {
         name: Home(name=name, ordered=name in ordered, receives=_may_receive(destination, config))
         for name, destination in config.destinations.items()
-        if not destination.retired
+        if not destination.retired and destination.connector != CONNECTOR
     }
 
 

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from hashlib import blake2b
 from ipaddress import ip_address
@@ -16,13 +16,14 @@ from gateway.authenticate import Caller, Presented, Reason, Scheme, Unauthorized
 from gateway.authenticate.peer import Address, Network, client_address
 from gateway.config import Config
 from gateway.config_sections import AnySource, OdooNative
+from gateway.hints import Hints, fields_by_model, name_of
 from gateway.listening import Brief, Incoming, Post
 from gateway.minimize import Minimized, Policies, Unmet, Unreadable
 from gateway.parties import Party, parties
 from gateway.problems import problem, unavailable
 from gateway.refusals import Refusals
 from gateway.request_body import Unacceptable, judge_head, read_body, within
-from gateway.routes import Routes
+from gateway.routes import Owed, Routes
 from gateway.silence import Heard
 from gateway.slow_refusals import SlowRefusals
 from gateway.token_bucket import TokenBucket
@@ -33,7 +34,7 @@ from observability.names import LogEvent
 from observability.tracing import Accepted, Tracing
 from outbox.clock import DatabaseClock, Identities
 from outbox.database import Unavailable
-from outbox.event import Event
+from outbox.event import Delivered, Duplicate, Event, Outcome, Refused, Retry
 from outbox.identity import uuid_of
 from outbox.intake_batch import IntakeBatch
 from outbox.store import Arrival, Debt, Destination, Seen
@@ -179,8 +180,8 @@ class Intake:
         identity = self._identities.next()
         with span.produce(identity, minimized.type) as traceparent:
             event = self._event(identity, door.source.name, minimized, traceparent)
-            same = self._same(event, minimized, caller, digest)
-            debts = self._debts(event)
+            same = self._same(event, minimized, caller.signed_id, digest)
+            debts = self._debts(event) if door.rereads is None else self._owed((door.rereads,), event)
             answer = await self._batch.add(
                 Arrival(event=event, data=minimized.document, same=same, digest=digest, debts=debts)
             )
@@ -198,9 +199,35 @@ class Intake:
             return _answer(200, answer.event, duplicate=True)
         door.counts.accepted += 1
         if not debts:
-            self._metrics.unrouted.labels(door.source.name).inc()
-            log.info(LogEvent.EVENT_UNROUTED, event_id=str(event.id), source=event.source, type=event.type)
+            self._unrouted(event)
         return _answer(202, event.id, duplicate=False)
+
+    async def take_what_was_read(self, hint: Event, body: bytes) -> Outcome:
+        """What a record says that a hint was about: kept and routed as what is posted is, and part of the hint's story."""
+        door = self._sources.get(hint.source)
+        if door is None or door.rereads is None:
+            return Refused("its source posts no hints any more")
+        digest = self._digest(b"body", body)
+        match door.kept.minimize(body):
+            case Unreadable(reason=reason) | Unmet(reason=reason):
+                return Refused(f"policy not met: {reason}")
+            case Minimized() as minimized:
+                pass
+        identity = self._identities.next()
+        with self._tracing.follow(identity, minimized.type) as traceparent:
+            event = self._event(identity, hint.source, minimized, traceparent)
+            same, debts = self._same(event, minimized, None, digest), self._debts(event)
+            try:
+                answer = await self._batch.add(
+                    Arrival(event=event, data=minimized.document, same=same, digest=digest, debts=debts)
+                )
+            except Unavailable:
+                return Retry("what was read could not be stored")
+        if isinstance(answer, Seen):
+            return Duplicate(str(answer.event))
+        if not debts:
+            self._unrouted(event)
+        return Delivered(str(event.id))
 
     async def expect(self, request: web.Request) -> web.StreamResponse | None:
         """`Expect: 100-continue`: a body that its head alone condemns is not asked for."""
@@ -268,6 +295,10 @@ class Intake:
             case Minimized() as minimized:
                 return minimized
 
+    def _unrouted(self, event: Event) -> None:
+        self._metrics.unrouted.labels(event.source).inc()
+        log.info(LogEvent.EVENT_UNROUTED, event_id=str(event.id), source=event.source, type=event.type)
+
     def _event(self, identity: UUID, source: str, minimized: Minimized, traceparent: str) -> Event:
         received_at = self._clock.now()
         return Event(
@@ -284,18 +315,23 @@ class Intake:
             traceparent=traceparent,
         )
 
-    def _same(self, event: Event, minimized: Minimized, caller: Caller, digest: UUID) -> UUID:
+    def _same(self, event: Event, minimized: Minimized, signed_id: str | None, digest: UUID) -> UUID:
         """The dedup key: the id that the sender signed; else what the policy says; else the whole body."""
         source = event.source.encode()
-        if caller.signed_id is not None:
-            return self._digest(b"id", source, caller.signed_id.encode())
+        if signed_id is not None:
+            return self._digest(b"id", source, signed_id.encode())
         if (same := minimized.same) is not None:
             return self._digest(b"same", source, minimized.policy.encode(), same.encode())
         return self._digest(b"same body", source, digest.bytes)
 
     def _debts(self, event: Event) -> tuple[Debt, ...]:
+        return self._owed(
+            self._routes.choose(source=event.source, type=event.type, facility=event.facility, data=event.data), event
+        )
+
+    def _owed(self, chosen: Iterable[Owed], event: Event) -> tuple[Debt, ...]:
         debts = []
-        for owed in self._routes.choose(source=event.source, type=event.type, facility=event.facility, data=event.data):
+        for owed in chosen:
             destination = self._destinations[owed.destination]
             party = self._parties[owed.destination].get((event.source, event.facility))
             lane, key = destination.place(event.id, event.subject, ordered=owed.ordered, party=party)
@@ -317,8 +353,14 @@ class _Door:
     def __init__(self, source: AnySource, config: Config, counts: SourceMetrics, *, key: bytes, share: int) -> None:
         self.source = source
         self.scheme: Scheme = scheme_for(source)
-        self.policies = Policies([config.policies[name] for name in source.accepts], key=key)
+        accepted = [config.policies[name] for name in source.accepts]
+        self.kept = Policies(accepted, key=key)
+        self.policies: Policies | Hints = self.kept
         self.takes_token = isinstance(source, OdooNative)
+        self.rereads: Owed | None = None  # what a post of this source owes, where it is a hint
+        if isinstance(source, OdooNative) and source.reread is not None:
+            self.policies = Hints(fields_by_model(accepted))
+            self.rereads = Owed(name_of(source.name), ordered=True, give_up=None)
         self.limit = None if source.limit is None else TokenBucket(per_second=source.limit.per_second / share)
         self._limits: dict[str | None, TokenBucket] = {}
         self._share = share

@@ -2,10 +2,15 @@
 
 from collections.abc import Mapping
 from contextlib import AsyncExitStack
+from typing import TYPE_CHECKING
 
 from connectors import Connector, Opening, System, kinds
+from gateway import hints
 from gateway.config import Config
 from observability.tracing import Tracing
+
+if TYPE_CHECKING:
+    from gateway.reread import Take
 
 
 class Partners:
@@ -14,8 +19,11 @@ class Partners:
         self._opened = opened
 
     @classmethod
-    async def open(cls, config: Config, *, tracing: Tracing, version: str) -> "Partners":
-        """Nothing is sent: a partner is first spoken to by a delivery or a check."""
+    async def open(cls, config: Config, *, tracing: Tracing, version: str, take: "Take | None" = None) -> "Partners":
+        """Nothing is sent: a partner is first spoken to by a delivery or a check.
+
+        `take` is given what was read again on a hint; where nothing is delivered, nobody needs it.
+        """
         async with AsyncExitStack() as opened:
             systems: dict[str, System] = {}
             for name, system in config.systems.items():
@@ -34,10 +42,20 @@ class Partners:
                     tracing=tracing,
                     version=version,
                 )
-                connectors[name] = kinds()[destination.connector].connect(opening)
+                if destination.connector == hints.CONNECTOR:
+                    from gateway.reread import Reread  # noqa: PLC0415 — what speaks to Odoo takes its time
+
+                    connectors[name] = Reread(opening, _fields(name, config), take)
+                else:
+                    connectors[name] = kinds()[destination.connector].connect(opening)
                 opened.push_async_callback(connectors[name].close)
             return cls(connectors, opened.pop_all())
         raise AssertionError
 
     async def close(self) -> None:
         await self._opened.aclose()
+
+
+def _fields(destination: str, config: Config) -> Mapping[str, tuple[str, ...]]:
+    source = next(source for name, source in config.sources.items() if hints.name_of(name) == destination)
+    return hints.fields_by_model(config.policies[name] for name in source.accepts)

@@ -21,6 +21,7 @@ from dead_letter.left_behind import LeftBehind
 from dead_letter.letters import DeadLetters
 from dead_letter.tokens import Tokens
 from gateway import config as configuration
+from gateway import hints
 from gateway.api import api
 from gateway.config import Config, ConfigurationError
 from gateway.destinations import dropped, homes
@@ -269,10 +270,13 @@ class Service:
             raise UnsuitableError("\n".join(changed))
         await self._versions.record(config.policies)
         ordered = {name for route in config.routes.values() if route.order for name in route.to}
+        ordered |= hints.destinations(config.sources).keys()  # of one record, what was read last is told last
         shards = {name: ORDERED_SHARDS if name in ordered else 1 for name in config.destinations}
         shared = {name: lanes(sharing) for name, sharing in parties(config).items()}
         destinations = await self.outbox.ensure_destinations(shards, shared)
-        self.partners = await Partners.open(config, tracing=self.tracing, version=VERSION)
+        self.partners = await Partners.open(
+            config, tracing=self.tracing, version=VERSION, take=self.intake.take_what_was_read
+        )
         self._destinations = destinations
         keep = Keep(
             events=config.retention.events, dead_letters=config.retention.dead_letters, audit=config.retention.audit

@@ -112,6 +112,29 @@ class Tracing:
         )
         return Attempt(self, span, event_id, destination, number, replayed=replayed)
 
+    def produce(self, event_id: UUID, event_type: str, head: Span) -> "Produced":
+        """An event below `head`; where nothing is ever exported, its traceparent and no span."""
+        if not self.recording:
+            return Produced(write(head.trace_id, new_span_id(), sampled=False))
+        span = Span(
+            _SEND,
+            _PRODUCER,
+            head.trace_id,
+            [*_SENDING, (_EVENT_ID, event_id), (_EVENT_TYPE, event_type)],
+            sampled=head.sampled,
+            head=head,
+        )
+        return Produced(span.traceparent, self, span)
+
+    def follow(self, event_id: UUID, event_type: str) -> "Produced":
+        """An event that comes of the attempt that this task works on."""
+        head = current.get()
+        return (
+            self.produce(event_id, event_type, head)
+            if head
+            else Produced(write(new_trace_id(), new_span_id(), sampled=False))
+        )
+
     def call(self, method: str, host: str, port: int) -> "Call":
         """One request to a partner, below the attempt (or the request) that this task works on."""
         head = current.get()
@@ -189,18 +212,7 @@ class Accepted:
 
         Where nothing is ever exported, it is that and no span.
         """
-        head = self._span
-        if not self._tracing.recording:
-            return Produced(write(head.trace_id, new_span_id(), sampled=False))
-        span = Span(
-            _SEND,
-            _PRODUCER,
-            head.trace_id,
-            [*_SENDING, (_EVENT_ID, event_id), (_EVENT_TYPE, event_type)],
-            sampled=head.sampled,
-            head=head,
-        )
-        return Produced(span.traceparent, self._tracing, span)
+        return self._tracing.produce(event_id, event_type, self._span)
 
     def answered(self, status: int) -> None:
         self._span.facts.append((_STATUS, status))
