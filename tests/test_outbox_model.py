@@ -1,6 +1,6 @@
 """The outbox beside a small model of it: whatever is done, in whatever order, both say the same.
 
-    Expected    what the outbox promises, in plain Python: no clock, no lanes, no watermarks
+    Expected    what the outbox promises, in plain Python: no clock, no leases, no watermarks
     Fleet       the real thing: the doors of the outbox on a real Postgres, and real dispatchers that are moved step by
                 step, so that a failure comes again
     Machine     makes up stories (hypothesis), tells them to both, and compares after each step
@@ -11,10 +11,10 @@
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Coroutine, Iterator, Sequence
+from collections.abc import Callable, Collection, Coroutine, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field, replace
-from datetime import timedelta
+from datetime import datetime, timedelta
 from itertools import count
 from typing import Any, TypeVar
 from uuid import UUID, uuid4
@@ -55,11 +55,12 @@ from outbox.event import (
 from outbox.records import Records
 from outbox.retention import Keep, Retention
 from outbox.retry import Schedule, Verdict
-from outbox.store import Arrival, Beat, Outbox, Seen, Settled, Settlement, Stored
+from outbox.store import Arrival, Beat, Outbox, Reading, Seen, Settled, Settlement, Stored, Taken
 from tests.house import DAY, House, house_on
 
 T = TypeVar("T")
 Key = tuple[UUID, str]  # a delivery: its event, and the destination as the story calls it
+Row = tuple[UUID, int]  # the same, as it stands in the table: its event and its lane
 
 SUBJECTS = ("order/1", "order/1", "order/2", None)
 PLACES = ("plain", "ordered", "touchy")
@@ -98,6 +99,8 @@ class Owed:
     order: str | None  # the subject that keeps it in order
     place: int  # in the queue
     late: bool  # it became visible after others that stand behind it
+    lane: int
+    began: bool = False  # once, at least
     state: State = State.WAITING
     tries: int = 0
     due: float = 0.0  # at the earliest
@@ -117,9 +120,9 @@ class Expected:
         """`written`: its place, where it became visible later than it was written."""
         self.accepted[arrival.event.id] = over
         place = next(self.places) if written is None else written
-        for name in to:
+        for name, debt in zip(to, arrival.debts, strict=True):
             order = arrival.event.subject if name == "ordered" else None
-            self.owed[arrival.event.id, name] = Owed(order, place, late=written is not None)
+            self.owed[arrival.event.id, name] = Owed(order, place, late=written is not None, lane=debt.lane)
 
     def why_not_to_try(self, key: Key, number: int, under_way: set[Key]) -> str | None:
         """What forbids that a dispatcher whose lane it is tries this one now."""
@@ -139,6 +142,16 @@ class Expected:
                 return f"{other} of its subject is under way"
             if before.place < owed.place and not before.late:
                 return f"{other} of its subject comes first"
+        return None
+
+    def overtakes(self, key: Key, told: Mapping[Row, int]) -> Key | None:
+        """What came first of all that its dispatcher had been told of, and not begun, when it took this one unread."""
+        owed = self.owed[key]
+        when = told[key[0], owed.lane]
+        for other, before in self.owed.items():
+            fresh = (before.lane, before.order, before.state, before.began) == (owed.lane, None, State.WAITING, False)
+            if fresh and before.place < owed.place and told.get((other[0], owed.lane), when) < when:
+                return other
         return None
 
     def settle(self, key: Key, outcome: Outcome | None, *, at: float) -> Verdict:
@@ -226,6 +239,12 @@ class Watched(Outbox):
     def __init__(self, *, intake: Database, dispatch: Database) -> None:
         super().__init__(intake=intake, dispatch=dispatch)
         self.asked: list[Settlement] = []
+        self.meanwhile: Callable[[], None] = lambda: None  # what comes while a read is under way
+
+    async def read(self, readings: Sequence[Reading]) -> list[Taken]:
+        rows = await super().read(readings)
+        self.meanwhile()
+        return rows
 
     async def settle(self, done: Sequence[Settlement]) -> Settled:
         self.asked += done
@@ -248,12 +267,16 @@ class Try:
 
 
 class Hand:
-    """One process that dispatches, and its connectors.  It does what it is told to, one thing at a time."""
+    """One process that dispatches, and its connectors.  It does what it is told to, one thing at a time.
+
+    It has a door, too: what it stores, its dispatcher may take without a read, once word of it has come.
+    """
 
     def __init__(self, fleet: "Fleet") -> None:
         self._fleet = fleet
         self.tries: list[Try] = []
         self.answered: dict[Key, tuple[Outcome, float]] = {}
+        self.words: list[Taken] = []  # of what is stored; they have not come yet
         self.asleep = False
         self.dispatcher = Dispatcher(
             fleet.outbox, database=fleet.house.dispatch, clock=fleet.house.clock, metrics=fleet.metrics,
@@ -287,8 +310,30 @@ class Hand:
     async def sweep(self) -> None:
         await self.dispatcher._sweep()
 
+    def door(self, *, late: bool) -> Outbox:
+        """`late`: word of what is stored is slow to come, and whoever reads may know of it before."""
+        outbox = Outbox(intake=self._fleet.house.intake, dispatch=self._fleet.house.dispatch)
+        outbox.hand_over_to(self._hear_later if late else self.take)
+        return outbox
+
+    def take(self, fresh: Taken) -> bool:
+        takes = self.dispatcher.take(fresh)
+        if takes:
+            self._fleet.taken.add((fresh.event_id, fresh.lane))
+            self._fleet.tell(fresh.event_id, fresh.lane)
+        return takes
+
+    def _hear_later(self, fresh: Taken) -> bool:
+        self.words.append(fresh)
+        return True
+
     async def deliver(self) -> list[Try]:
-        """It looks, reads and begins; the tries that it began."""
+        """It looks everywhere, reads and begins; the tries that it began."""
+        self.dispatcher._destinations_changed = True
+        return await self.go_on()
+
+    async def go_on(self) -> list[Try]:
+        """It reads where it knows that there is something to read, and begins what it has; the tries that it began."""
         before = list(self.tries)
         await self._hear()
         await self.dispatcher._open_keys()
@@ -342,8 +387,8 @@ class Hand:
 
     async def _hear(self) -> None:
         """Of every hold."""
-        self.dispatcher._destinations_changed = True
-        await self.dispatcher._look_at_destinations()
+        if self.dispatcher._destinations_changed:
+            await self.dispatcher._look_at_destinations()
 
     async def _quiet(self) -> None:
         """Until each of its attempts waits for its partner, or is over."""
@@ -402,6 +447,9 @@ class Fleet:
     metrics: Metrics
     tracing: Tracing
     story: int = 0
+    taken: set[Row] = field(default_factory=set)  # without a read
+    told: dict[Row, int] = field(default_factory=dict)  # since when the dispatcher of its lane may know of it
+    moments: Iterator[int] = field(default_factory=count)
     hands: list[Hand] = field(default_factory=list)
     gone: list[Hand] = field(default_factory=list)
     producers: list[_Producer] = field(default_factory=list)
@@ -448,6 +496,15 @@ class Fleet:
         ]
         return Arrival(event=event, data=made[0].data, same=uuid4(), digest=uuid4(), debts=tuple(debts))
 
+    def tell(self, event: UUID, lane: int) -> None:
+        self.told.setdefault((event, lane), next(self.moments))
+
+    def wake(self, event: UUID, due: Mapping[int, datetime]) -> None:
+        for hand in self.hands:
+            hand.dispatcher.wake(due)
+        for lane in due:
+            self.tell(event, lane)
+
     async def open_producer(self) -> _Producer:
         connection = await asyncpg.connect(
             self.house.dsn, server_settings={"search_path": "sluicegate", "enable_seqscan": "off"}
@@ -466,7 +523,24 @@ POST = st.tuples(st.sampled_from(ROUTED), st.sampled_from(SUBJECTS))
 POSTS = st.lists(POST, min_size=1, max_size=3)
 WHICH = st.integers(0, 11)
 ANSWERS = st.lists(st.integers(0, len(OUTCOMES) - 1), max_size=3)
+WORD = ("at once", "not yet begun", "while it reads")  # comes of what was stored, to whoever may take it without a read
 BUSY, NEVER = 2, 6  # of the outcomes
+
+
+@dataclass(frozen=True)
+class Door:
+    """Of somebody who dispatches, too."""
+
+    which: int
+    reads: bool  # he does, all there is, just before
+    word: str  # when it comes of what he stores
+
+    @property
+    def late(self) -> bool:
+        return self.word in {"late", "while it reads"}
+
+
+DOORS = st.none() | st.builds(Door, WHICH, st.booleans(), st.sampled_from((*WORD, "late")))
 
 
 class Machine(RuleBasedStateMachine):
@@ -488,9 +562,10 @@ class Machine(RuleBasedStateMachine):
         return self._run(work)  # type: ignore[no-any-return]
 
     @initialize(
-        hands=st.integers(1, 2), posts=st.lists(POST, min_size=4, max_size=8), clock=st.sampled_from((0, 1, 2, 3, 3, 3))
-    )
-    def begin(self, hands: int, posts: list[tuple[list[str], str | None]], clock: int) -> None:
+        hands=st.integers(1, 2), posts=st.lists(POST, min_size=4, max_size=8),
+        clock=st.sampled_from((0, 1, 2, 3, 3, 3)), door=DOORS,
+    )  # fmt: skip
+    def begin(self, hands: int, posts: list[tuple[list[str], str | None]], clock: int, door: Door | None) -> None:
         self.run(self.fleet.begin_a_story())
         self.letters = DeadLetters(self.fleet.people)
         self.holds = Destinations(self.fleet.people)
@@ -499,27 +574,67 @@ class Machine(RuleBasedStateMachine):
         for _ in range(hands):
             self.one_more_dispatcher()
             self.run(self._compare_lanes())
-        self._accepts(posts, clock, wake=True)
+        self._accepts(posts, clock, wake=True, door=door)
 
     # ── the door ─────────────────────────────────────────────────────────────────────────────────
 
-    @rule(posts=POSTS, clock=st.integers(0, len(CLOCKS) - 1), wake=st.booleans())
-    def accept(self, posts: list[tuple[list[str], str | None]], clock: int, wake: bool) -> None:
-        self._accepts(posts, clock, wake=wake)
+    @rule(posts=POSTS, clock=st.integers(0, len(CLOCKS) - 1), wake=st.booleans(), door=DOORS)
+    def accept(self, posts: list[tuple[list[str], str | None]], clock: int, wake: bool, door: Door | None) -> None:
+        self._accepts(posts, clock, wake=wake, door=door)
 
-    def _accepts(self, posts: list[tuple[list[str], str | None]], clock: int, *, wake: bool) -> None:
-        async def accept() -> None:
-            arrivals = [self.fleet.arrival(to, subject, self._clock(clock)) for to, subject in posts]
-            answers = await self.fleet.outbox.add(arrivals, self.fleet.house.buckets())
-            for arrival, (to, _), answer in zip(arrivals, posts, answers, strict=True):
-                assert isinstance(answer, Stored)
-                assert (answer.event, answer.due_at is None) == (arrival.event.id, not to)
-                self._accepted(arrival, to, clock=clock)
-                if wake and answer.due_at is not None:
-                    for hand in self.fleet.hands:
-                        hand.dispatcher.wake({debt.lane: answer.due_at for debt in arrival.debts})
+    def _accepts(
+        self, posts: list[tuple[list[str], str | None]], clock: int, *, wake: bool, door: Door | None = None
+    ) -> None:
+        """Through the door of somebody who only stores, or of one who dispatches, too, and may take it without a read."""
+        hand = self._hand(door.which) if door else None
+        if door is None or hand is None:
+            self.run(self._stores(posts, clock, wake, self.fleet.outbox))
+            return
+        if door.reads:
+            self._delivers(hand)
+        self.run(self._stores(posts, clock, wake, hand.door(late=door.late)))
+        self._word_is_there(hand, door.word, wake=wake)
 
-        self.run(accept())
+    async def _stores(self, posts: list[tuple[list[str], str | None]], clock: int, wake: bool, door: Outbox) -> None:
+        arrivals = [self.fleet.arrival(to, subject, self._clock(clock)) for to, subject in posts]
+        answers = await door.add(arrivals, self.fleet.house.buckets())
+        for arrival, (to, _), answer in zip(arrivals, posts, answers, strict=True):
+            assert isinstance(answer, Stored)
+            left = {(arrival.event.id, debt.lane) for debt in arrival.debts} - self.fleet.taken - self._awaited()
+            assert (answer.event, answer.due_at is None) == (arrival.event.id, not left)
+            self._accepted(arrival, to, clock=clock)
+            if wake and answer.due_at is not None:
+                self.fleet.wake(arrival.event.id, {debt.lane: answer.due_at for debt in arrival.debts})
+
+    def _awaited(self) -> set[Row]:
+        """Of which word is still to come."""
+        return {(fresh.event_id, fresh.lane) for hand in self.fleet.hands for fresh in hand.words}
+
+    @precondition(lambda self: any(hand.words for hand in self.fleet.hands))
+    @rule(which=WHICH, wake=st.booleans(), word=st.sampled_from(WORD))
+    def word_comes(self, which: int, wake: bool, word: str) -> None:
+        """Of all that somebody stored a while ago: it may have been delivered, or be another's to deliver, by now."""
+        waiting = [hand for hand in self.fleet.hands if hand.words]
+        hand = waiting[which % len(waiting)]
+        if word != "while it reads":
+            self._hears(hand, wake=wake)
+        self._word_is_there(hand, word, wake=wake)
+
+    def _word_is_there(self, hand: Hand, word: str, *, wake: bool) -> None:
+        match word:
+            case "at once":
+                self._begins(hand.go_on())
+            case "while it reads":
+                self.fleet.outbox.meanwhile = lambda: self._hears(hand, wake=wake)
+                self._delivers(hand)
+                self.fleet.outbox.meanwhile = lambda: None
+                self._hears(hand, wake=wake)  # now, if there was nothing that it might read
+
+    def _hears(self, hand: Hand, *, wake: bool) -> None:
+        words, hand.words = hand.words, []
+        for fresh in words:
+            if not hand.take(fresh) and wake:
+                self.fleet.wake(fresh.event_id, {fresh.lane: fresh.due_at})
 
     @precondition(lambda self: self.committed)
     @rule(which=WHICH, other_body=st.booleans(), beside=st.booleans())
@@ -621,29 +736,39 @@ class Machine(RuleBasedStateMachine):
         return self._begins(hand.deliver())
 
     def _begins(self, work: Coroutine[Any, Any, list[Try]]) -> int:
-        """How many tries it begins; each of them was allowed."""
-        under_way = self._under_way()
+        """How many tries it begins; each of them was allowed.
+
+        Who lost a lane may still be at what is tried again by right, and be its owner again.
+        """
+        stands = self.run(self._where_each_stands())
+        under_way = {t.key for hand in self.fleet.hands for t in hand.tries if stands.get(t.key) in t.lanes}
         begun = self.run(work)
         for tried in begun:
             why = self.expected.why_not_to_try(tried.key, tried.number, under_way)
             assert why is None, f"{tried.key} must not be tried: {why}"
+            assert stands[tried.key] in tried.lanes, f"{tried.key} is another's to try"
             under_way.add(tried.key)
+            self._in_its_turn(tried.key)
         return len(begun)
 
-    def _under_way(self) -> set[Key]:
-        """Who lost a lane may still be at what is tried again by right, and be its owner again."""
-        rows = self.run(
-            self.fleet.people.fetch(
-                """
-                SELECT p.event_id, d.name, l.lane, l.epoch
-                  FROM pending AS p
-                  JOIN lanes AS l USING (lane)
-                  JOIN destinations AS d ON d.id = l.destination
-                """
-            )
+    def _in_its_turn(self, key: Key) -> None:
+        owed = self.expected.owed[key]
+        if not owed.began and (key[0], owed.lane) in self.fleet.taken:
+            first = self.expected.overtakes(key, self.fleet.told)
+            assert first is None, f"{key} was taken past {first}, which was to be read"
+        owed.began = True
+
+    async def _where_each_stands(self) -> dict[Key, tuple[int, int]]:
+        """In which lane, and with what epoch."""
+        rows = await self.fleet.people.fetch(
+            """
+            SELECT p.event_id, d.name, l.lane, l.epoch
+              FROM pending AS p
+              JOIN lanes AS l USING (lane)
+              JOIN destinations AS d ON d.id = l.destination
+            """
         )
-        stands = {(row["event_id"], row["name"].rpartition("-")[0]): (row["lane"], row["epoch"]) for row in rows}
-        return {tried.key for hand in self.fleet.hands for tried in hand.tries if stands.get(tried.key) in tried.lanes}
+        return {(row["event_id"], row["name"].rpartition("-")[0]): (row["lane"], row["epoch"]) for row in rows}
 
     def _something_is_due_soon(self) -> bool:
         now = time.monotonic()
@@ -755,11 +880,11 @@ class Machine(RuleBasedStateMachine):
         if again := [*stale, *asked[at : at + how_many]]:
             assert self.run(Outbox.settle(self.fleet.outbox, again)).done == {}
 
-    @rule(posts=POSTS)
-    def others_take_their_places(self, posts: list[tuple[list[str], str | None]]) -> None:
+    @rule(posts=POSTS, door=DOORS)
+    def others_take_their_places(self, posts: list[tuple[list[str], str | None]], door: Door | None) -> None:
         """Where a row was, another one is: who asks for the place alone settles what he has never seen."""
         self.run(self.fleet.people.execute("VACUUM (INDEX_CLEANUP ON, TRUNCATE OFF) pending"))
-        self._accepts(posts, 0, wake=True)
+        self._accepts(posts, 0, wake=True, door=door)
         if asked := self.fleet.outbox.asked:
             assert self.run(Outbox.settle(self.fleet.outbox, asked[-100:])).done == {}
 
@@ -774,6 +899,8 @@ class Machine(RuleBasedStateMachine):
         else:
             self.run(self.holds.hold(self.fleet.name(place), until=None, reason="maintenance", by="anna"))
             self.expected.held.add(place)
+        for hand in self.fleet.hands:
+            hand.dispatcher._heard_of_destinations()
 
     @rule(which=WHICH, all_of_it=st.booleans(), discard=st.integers(0, 2))
     def repair(self, which: int, all_of_it: bool, discard: int) -> None:
@@ -828,6 +955,7 @@ class Machine(RuleBasedStateMachine):
         if not self.moved:
             return
         self.run(self._compare_lanes())
+        self._nothing_slips_out_of_a_hold()
         self.run(self._compare_deliveries())
         self.run(self._compare_books())
         self.moved = False
@@ -851,6 +979,13 @@ class Machine(RuleBasedStateMachine):
                 assert row["epoch"] > epoch
                 assert owner not in living, f"lane {row['lane']} was taken from dispatcher {owner}, which lives"
             self.epochs[row["lane"]] = (row["owner"], row["epoch"])
+
+    def _nothing_slips_out_of_a_hold(self) -> None:
+        """Who has heard of it has nothing in hand that he could begin."""
+        held = {self.fleet.destination(place).id for place in self.expected.held}
+        for dispatcher in (hand.dispatcher for hand in self.fleet.hands):
+            if not dispatcher._destinations_changed:
+                assert not any(own.buffer for own in dispatcher._lanes.values() if own.lane.destination in held)
 
     async def _compare_deliveries(self) -> None:
         """Each is in one place, which is the expected one, with as many tries, each with its number."""
@@ -916,13 +1051,16 @@ class Machine(RuleBasedStateMachine):
         """Every partner takes everything, and whoever is there goes on: nothing that is due is left."""
         for _ in range(len(self.fleet.producers)):
             self.end_a_transaction(0, 1)
+        self._accepts([([*PLACES], None)], 0, wake=True, door=Door(self.fleet.story, False, "late"))
         if self.fleet.story % 2:
             self._much_is_refused_at_the_end()
+        else:
+            self._somebody_comes_at_the_end()
         for hand in self.fleet.hands:
             for tried in list(hand.tries):
                 self._answers(hand, tried, Delivered("r1", status=200))
             self._settles(hand)
-        self.run(self._a_clean_slate())
+        self._a_clean_slate()
         if not self.fleet.hands:
             self.one_more_dispatcher()
         time.sleep(2 * SOON.total_seconds() if self._something_is_due_soon() else 0)
@@ -936,6 +1074,7 @@ class Machine(RuleBasedStateMachine):
                 pass
         assert all(owner is not None for owner, _ in self.epochs.values()), "a lane is nobody's"
         self.both_say_the_same()
+        self._word_comes_at_last()
         left = self.expected.ought_to_be_delivered()
         assert not left, f"due and never delivered: {left}"
 
@@ -946,18 +1085,49 @@ class Machine(RuleBasedStateMachine):
                 self.one_answer_for_all(which, NEVER, "")
         self.drop_what_is_over()
         self.both_say_the_same()
-        self.others_take_their_places([(["plain", "ordered"], SUBJECTS[0])] * 4)
+        self.others_take_their_places([(["plain", "ordered"], SUBJECTS[0])] * 4, Door(0, True, "at once"))
         self.both_say_the_same()
 
-    async def _a_clean_slate(self) -> None:
-        """What was learned of a destination is forgotten when somebody holds and releases it."""
-        for place in PLACES:
-            await self.holds.hold(self.fleet.name(place), until=None, reason="inspection", by="anna")
+    def _somebody_comes_at_the_end(self) -> None:
+        """Whoever is at work leaves him lanes, and takes nothing more of what he stores there meanwhile."""
+        self._accepts([([*PLACES], None)], 0, wake=True)
         for hand in self.fleet.hands:
-            await hand.dispatcher._look_at_destinations()
+            self._delivers(hand)
+        self.one_more_dispatcher()
+        self.both_say_the_same()
+        for which, hand in enumerate(self.fleet.hands):
+            self.run(hand.beat())
+            self.both_say_the_same()
+            self._accepts([([*PLACES], None)], 0, wake=False, door=Door(which, False, "at once"))
+
+    def _word_comes_at_last(self) -> None:
+        """Of what has been delivered by then, to one who took over from all others."""
+        last = next((hand for hand in self.fleet.hands if hand.words), None)
+        if last is None:
+            return
+        for other in [hand for hand in self.fleet.hands if hand is not last]:
+            self.fleet.hands.remove(other)
+            self.run(other.leave())
+        self.both_say_the_same()
+        self.run(last.beat())
+        self.both_say_the_same()
+        self._goes_on(last)
+        self._hears(last, wake=False)
+        while self._goes_on(last):
+            pass
+        self.both_say_the_same()
+
+    def _a_clean_slate(self) -> None:
+        """What was learned of a destination is forgotten when somebody holds and releases it; what comes meanwhile waits."""
+        for hand in self.fleet.hands:
+            self._delivers(hand)
         for place in PLACES:
-            await self.holds.release(self.fleet.name(place), by="anna", reason="inspected")
-        self.expected.held.clear()
+            self.hold_or_release(place, release=False)
+        for which in range(len(self.fleet.hands)):
+            self._accepts([([*PLACES], None)], 0, wake=False, door=Door(which, True, "at once"))
+            self.both_say_the_same()
+        for place in PLACES:
+            self.hold_or_release(place, release=True)
 
     def _goes_on(self, hand: Hand) -> bool:
         began = self._delivers(hand)
@@ -984,6 +1154,7 @@ def test_whatever_happens_in_whatever_order_the_outbox_keeps_its_promises(dsn: s
         fleet = runner.run(open_all(parts))
         try:
             run_state_machine_as_test(lambda: Machine(fleet, runner.run), settings=_depth())
+            assert fleet.taken, "nothing was ever taken without a read"
         finally:
             runner.run(parts.aclose())
 
