@@ -150,6 +150,7 @@ S = TypeVar("S", bound=Settings)
 N = TypeVar("N", bound=Named)
 
 _TABLES: Final = ("facilities", "systems", "sources", "policies", "routes", "destinations")
+_ASKED_OF_SERVE: Final = (("serve", "listen"), ("serve", "trusted_proxies"))
 Entries = Iterator[tuple[str, KeyPath, object]]
 
 
@@ -174,6 +175,7 @@ class _File:
         destinations = {name: self._destination(name, at, given) for name, at, given in self._entries("destinations")}
         parts = Parts(
             unreadable=frozenset(name for name in _TABLES if not isinstance(self._values.get(name, {}), dict)),
+            serve=whole.right.serve if whole.right and not any(map(whole.hides, _ASKED_OF_SERVE)) else None,
             facilities=tuple(facilities),
             systems={name: _word(given, "connector") for name, _, given in self._entries("systems")},
             sources=sources,

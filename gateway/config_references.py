@@ -21,6 +21,7 @@ from gateway.config_sections import (
     AnyField,
     AnySource,
     BoolField,
+    ClientCert,
     CodeField,
     Condition,
     Contradiction,
@@ -33,6 +34,7 @@ from gateway.config_sections import (
     OdooNative,
     Policy,
     Route,
+    Serve,
     TimestampField,
     UuidField,
     Value,
@@ -47,6 +49,7 @@ class Parts:
     """The sections that refer to each other, by the names that the file has in them."""
 
     unreadable: frozenset[str]  # sections that are no mapping of names, so that any name may be meant to be there
+    serve: Serve | None  # None: it is wrong
     facilities: tuple[str, ...]
     systems: Mapping[str, str | None]  # the kind of each
     sources: Mapping[str, Reading[AnySource]]
@@ -60,6 +63,8 @@ def contradictions(parts: Parts) -> Iterator[Contradiction]:
     for name, source in parts.sources.items():
         if source.right is not None and not source.hides(("accepts",)):
             yield from _about_accepted(("sources", name, "accepts"), source.right.accepts, parts)
+        if isinstance(source.right, ClientCert) and parts.serve is not None:
+            yield from _about_vouchers(("sources", name, "scheme"), parts.serve)
         if source.right is not None and source.right.expect is not None:
             yield from _about_expected(
                 ("sources", name, "expect"), source.right.expect, _arriving((name,), parts), parts
@@ -149,6 +154,16 @@ def _about_accepted(path: Place, accepts: Sequence[str], parts: Parts) -> Iterat
         if hiding is not None and name not in accepts[:index]:
             problem = f'names "{name}", but "{hiding}" before it matches all that it matches; put "{name}" first'
             yield Contradiction((*path, index), problem)
+
+
+def _about_vouchers(path: Place, serve: Serve) -> Iterator[Contradiction]:
+    """Whoever else can connect could write the header with somebody's certificate, which is no secret."""
+    if not serve.trusted_proxies and not any(address.path for address in serve.listen):
+        problem = (
+            "is client-cert, which only a proxy can tell of; "
+            "name it in serve.trusted_proxies, or let serve.listen be a Unix socket"
+        )
+        yield Contradiction(path, problem)
 
 
 def _hides(earlier: str, later: str, policies: Mapping[str, Reading[Policy]]) -> bool:

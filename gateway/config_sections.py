@@ -153,7 +153,7 @@ class Serve(Entry):
     notice: Annotated[Duration, AfterValidator(_at_most(timedelta(minutes=5)))] = timedelta(0)
     """When it is told to stop: how long it goes on, while `/ready` says so. Longer than the proxy in front takes to notice."""
     trusted_proxies: tuple[Network, ...] = ()
-    """The proxies whose X-Forwarded-For counts."""
+    """The proxies whose X-Forwarded-For and Client-Cert count."""
 
     def contradictions(self) -> Iterator[Contradiction]:
         for index, address in enumerate(self.listen):
@@ -462,13 +462,17 @@ class Hmac(_WithSecrets):
                 yield Contradiction(("signed",), problem, ((key,),))
 
 
-def _api_key(secret: Secret) -> Secret:
-    identity, _, key = secret.reveal().partition(".")
-    if not re.fullmatch(r"[A-Za-z0-9_-]{1,64}", identity) or len(key.encode()) < 16:
-        raise ValueError(
-            f"is no api key ({secret.origin}); it is an id of letters and digits, a dot, and at least 16 random bytes"
-        )
-    return secret
+class TimedApiKey(TimedSecret):
+    """A key as the header has it, `id.secret`, and when it counts."""
+
+    @model_validator(mode="after")
+    def _is_a_key(self) -> Self:
+        identity, _, key = self.secret.reveal().partition(".")
+        if not re.fullmatch(r"[A-Za-z0-9_-]{1,64}", identity) or len(key.encode()) < 16:
+            raise ValueError(
+                f"is no api key ({self.secret.origin}); it is an id of letters and digits, a dot, and at least 16 random bytes"
+            )
+        return self
 
 
 class ApiKey(Source):
@@ -478,17 +482,75 @@ class ApiKey(Source):
     """How the source proves who it is."""
     header: Header
     """The header with the key."""
-    keys: tuple[Annotated[Secret, AfterValidator(_api_key)], ...] = Field(min_length=1, max_length=8)
+    keys: tuple[TimedApiKey, ...] = Field(min_length=1, max_length=8)
     """Any of these; each is id.secret."""
 
     def contradictions(self) -> Iterator[Contradiction]:
         yield from super().contradictions()
-        identities = [key.reveal().partition(".")[0] for key in self.keys]
-        for index, identity in enumerate(identities):
-            if identity in identities[:index]:
+        identities = [key.secret.reveal().partition(".")[0] for key in self.keys]
+        for index, key in enumerate(self.keys):
+            if identities[index] in identities[:index]:
                 yield Contradiction(
-                    ("keys", index), f"has the same id as a key above it ({self.keys[index].origin}); change one"
+                    ("keys", index), f"has the same id as a key above it ({key.secret.origin}); change one"
                 )
+            for below, problem, _ in key.contradictions():
+                yield Contradiction(("keys", index, *below), problem)
+
+
+def _user(secret: Secret) -> Secret:
+    if ":" in secret.reveal() or not secret.reveal().isprintable():
+        raise ValueError(f"is no user of Basic ({secret.origin}), which has no colon and no control character")
+    return secret
+
+
+class Basic(_WithSecrets):
+    """Logs in with a user and a password, as HTTP Basic has it."""
+
+    scheme: Literal["basic"]
+    """How the source proves who it is."""
+    user: Annotated[Secret, AfterValidator(_user)]
+    """The name that it logs in with."""
+    secrets: tuple[TimedHmacSecret, ...] = Field(min_length=1, max_length=8)
+    """Any of these is its password; to rotate, add the new one, and retire the old one when it falls silent."""
+
+
+Pin = Annotated[str, Field(min_length=1, max_length=500)]
+
+
+def _san(pins: tuple[str, ...]) -> tuple[str, ...]:
+    for pin in pins:
+        if not re.fullmatch(r"(dns:[^\s*]+|uri:[^\s]+|email:[^\s]+|ip:[0-9A-Fa-f.:]+)", pin):
+            raise ValueError(f"has {shown(pin)}; write dns:edge-1.example, uri:spiffe://…, email:… or ip:…")
+    return pins
+
+
+def _spki(pins: tuple[str, ...]) -> tuple[str, ...]:
+    for pin in pins:
+        if not re.fullmatch(r"sha256/[A-Za-z0-9+/]{43}=", pin):
+            raise ValueError(f"has {shown(pin)}; write sha256/ and the base64 of the SHA-256 of its public key")
+    return pins
+
+
+class ClientCert(Source):
+    """Has a client certificate, which a trusted proxy has verified and tells of (RFC 9440)."""
+
+    scheme: Literal["client-cert"]
+    """How the source proves who it is."""
+    san: Annotated[tuple[Pin, ...], AfterValidator(_san)] = ()
+    """One of these must be a subject alternative name of it: dns:NAME, uri:…, email:… or ip:…."""
+    subject: tuple[Pin, ...] = ()
+    """One of these must be its subject, as RFC 4514 writes it: CN=edge-1,O=Hospital."""
+    spki: Annotated[tuple[Pin, ...], AfterValidator(_spki)] = ()
+    """One of these must be its public key: sha256/ and the base64 of the digest; to renew a key, add the new one."""
+
+    def contradictions(self) -> Iterator[Contradiction]:
+        yield from super().contradictions()
+        if not (self.san or self.subject or self.spki):
+            yield Contradiction(
+                ("san",),
+                "is missing, and so any certificate would do; name whose it must be, by san, subject or spki",
+                (("subject",), ("spki",)),
+            )
 
 
 Algorithm = Literal["RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA"]
@@ -534,6 +596,15 @@ def _url_token(secret: Secret) -> Secret:
     return of_at_least(16)(secret)
 
 
+class TimedUrlToken(TimedSecret):
+    """The end of a URL, and when it counts."""
+
+    @model_validator(mode="after")
+    def _is_a_token(self) -> Self:
+        _url_token(self.secret)
+        return self
+
+
 class OdooNative(Source):
     """Posts as Odoo does by itself: unsigned, with a token at the end of the URL."""
 
@@ -543,6 +614,8 @@ class OdooNative(Source):
     """The end of its URL, /hooks/NAME/TOKEN."""
     reread: str | None = None
     """An Odoo among systems: of a post only _model and _id are believed, and what is kept is read again from there."""
+    others: tuple[TimedUrlToken, ...] = Field(default=(), max_length=7)
+    """Tokens that count beside it, while one takes the place of another."""
 
     def contradictions(self) -> Iterator[Contradiction]:
         yield from super().contradictions()
@@ -554,14 +627,21 @@ class OdooNative(Source):
             yield Contradiction(
                 ("reread",), f"makes a destination of the source's name, which has more than {_LONGEST_REREAD} letters"
             )
+        for index, timed in enumerate(self.others):
+            if timed.secret in {self.token, *(earlier.secret for earlier in self.others[:index])}:
+                yield Contradiction(("others", index), "is the same token as one above it; leave one out")
+            for below, problem, _ in timed.contradictions():
+                yield Contradiction(("others", index, *below), problem)
 
 
-AnySource = StandardWebhooks | Hmac | ApiKey | Jwt | OdooNative
+AnySource = StandardWebhooks | Hmac | ApiKey | Basic | Jwt | ClientCert | OdooNative
 SCHEMES: Final[Mapping[str, type[AnySource]]] = {
     "standard-webhooks": StandardWebhooks,
     "hmac": Hmac,
     "api-key": ApiKey,
+    "basic": Basic,
     "jwt": Jwt,
+    "client-cert": ClientCert,
     "odoo-native": OdooNative,
 }
 

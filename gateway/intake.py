@@ -13,11 +13,11 @@ import structlog
 from aiohttp import HttpVersion11, web
 
 from gateway.authenticate import Caller, Presented, Reason, Scheme, Unauthorized, scheme_for
-from gateway.authenticate.peer import Address, Network, client_address
+from gateway.authenticate.peer import Address, Network, client_address, is_within
 from gateway.config import Config
-from gateway.config_sections import AnySource, OdooNative
+from gateway.config_sections import AnySource, ClientCert, OdooNative
 from gateway.hints import Hints, fields_by_model, name_of
-from gateway.listening import Brief, Incoming, Post
+from gateway.listening import Brief, Incoming, Post, on_unix_socket
 from gateway.minimize import Minimized, Policies, Unmet, Unreadable
 from gateway.parties import Party, parties
 from gateway.problems import problem, unavailable
@@ -252,6 +252,14 @@ class Intake:
             peer = ip_address(request.remote or "")
         return client_address(peer, request.headers.getall("X-Forwarded-For", ()), self._proxies)
 
+    def _may_vouch(self, request: Incoming) -> bool:
+        """Whether who is connected, and not who is said to be behind it, is a proxy that we trust."""
+        if on_unix_socket(request):
+            return True
+        with suppress(ValueError):
+            return is_within(ip_address(request.remote or ""), self._proxies)
+        return False
+
     async def _read(self, request: Incoming, door: "_Door") -> bytes:
         try:
             judge_head(request, door.source.body)
@@ -276,7 +284,14 @@ class Intake:
         peer = self._peer(request) if door.source.from_ else None
         if door.source.from_ and (peer is None or not any(peer in network for network in door.source.from_)):
             raise Refusal("wrong_address", _not_proven(), self._digest(b"body", body))
-        presented = Presented(headers=request.headers, body=body, token=token, peer=peer, at=time.time())
+        presented = Presented(
+            headers=request.headers,
+            body=body,
+            token=token,
+            peer=peer,
+            at=time.time(),
+            vouched=door.takes_vouchers and self._may_vouch(request),
+        )
         match await door.scheme.authenticate(presented):
             case Unauthorized(reason=Reason() as reason, undecided=True):
                 raise Refusal(reason, unavailable("It could not be told who you are; nothing was stored. Try again."))
@@ -361,6 +376,7 @@ class _Door:
         if isinstance(source, OdooNative) and source.reread is not None:
             self.policies = Hints(fields_by_model(accepted))
             self.rereads = Owed(name_of(source.name), ordered=True, give_up=None)
+        self.takes_vouchers = isinstance(source, ClientCert)
         self.limit = None if source.limit is None else TokenBucket(per_second=source.limit.per_second / share)
         self._limits: dict[str | None, TokenBucket] = {}
         self._share = share

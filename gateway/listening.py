@@ -294,10 +294,21 @@ class Post(HeadersMixin):
         return whole
 
     @property
+    def transport(self) -> asyncio.Transport | None:
+        return self._connection.transport
+
+    @property
     def remote(self) -> str | None:
         """The address of the peer; None on a Unix socket."""
         peer = self._connection.peername
         return str(peer[0]) if isinstance(peer, tuple) else None
+
+
+def on_unix_socket(request: "Incoming") -> bool:
+    """By the socket itself: that a peer has no address says only that it could not be asked for one."""
+    transport = request.transport
+    opened = None if transport is None else transport.get_extra_info("socket")
+    return opened is not None and opened.family == socket.AF_UNIX
 
 
 class Brief(web.StreamResponse):

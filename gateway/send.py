@@ -14,6 +14,8 @@ from connectors.standard_webhooks import Signer
 from gateway.config_sections import (
     AnySource,
     ApiKey,
+    Basic,
+    ClientCert,
     Hmac,
     Jwt,
     Listen,
@@ -44,13 +46,21 @@ async def send(source: AnySource, body: bytes, *, to: Listen, id: str | None = N
         case Hmac():
             headers |= _hmac(source, body, message, now)
         case ApiKey():
-            headers[source.header] = source.keys[0].reveal()
+            headers[source.header] = _active(source.keys, now)
+        case Basic():
+            login = source.user.bytes + b":" + _active(source.secrets, now).encode()
+            headers["authorization"] = f"Basic {base64.b64encode(login).decode()}"
         case OdooNative():
             path += f"/{source.token.reveal()}"
         case Jwt():
             raise SendError(
                 f"{source.name} proves itself by tokens that only its issuer ({source.issuer}) can sign: "
                 "have one made there, and post with it yourself."
+            )
+        case ClientCert():
+            raise SendError(
+                f"{source.name} proves itself by a client certificate, which the proxy in front verifies: "
+                "post through that proxy with it."
             )
         case _:
             assert_never(source)

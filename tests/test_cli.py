@@ -54,6 +54,7 @@ sources:
     secrets: [{secret: env:OLD_SECRET, not_after: 2020-01-01T00:00:00Z}, env:METER_SECRET]
     accepts: [order]
   crm: {scheme: api-key, header: X-Api-Key, keys: [env:CRM_KEY], accepts: [order]}
+  desk: {scheme: basic, user: env:KEY, secrets: [{secret: env:OLD_SECRET, not_after: 2020-01-01T00:00:00Z}, env:METER_SECRET], accepts: [order]}
   odoo: {scheme: odoo-native, token: env:ODOO_TOKEN, accepts: [order]}
   lab: {scheme: jwt, issuer: https://id.lab.example, audience: us, jwks: https://id.lab.example/keys, accepts: [order]}
 policies:
@@ -502,7 +503,7 @@ async def test_what_waits_for_a_destination_that_is_gone_is_reassigned_or_discar
 
 async def test_check_looks_at_everything_and_posts_nothing(shell: Shell, door: Door) -> None:
     said = await shell.say("check")
-    assert "ok     configuration: 6 sources, 1 policy, 1 route, 2 destinations" in said
+    assert "ok     configuration: 7 sources, 1 policy, 1 route, 2 destinations" in said
     assert "ok     database: reachable, migrated" in said
     assert "ok     destination ledger: http: answers" in said
     assert door.callers == []
@@ -593,7 +594,7 @@ async def test_a_database_of_ones_own_is_migrated_only_when_asked(shell: Shell, 
     assert await shell.say("events", "list") == "No events match.\n"
 
 
-@pytest.mark.parametrize("source", ["shop", "meter", "supplier", "crm", "odoo"])
+@pytest.mark.parametrize("source", ["shop", "meter", "supplier", "crm", "desk", "odoo"])
 async def test_what_is_sent_is_signed_as_its_source_demands(shell: Shell, door: Door, source: str) -> None:
     body = shell.folder / "order.json"
     body.write_text('{"id": 42, "text": "{body} {id} {timestamp}"}')

@@ -54,6 +54,7 @@ ENVIRON = {
     "KEY": "key-of-digests-of-32-bytes-00000",
     "LEVEL": "free_text",
     "PROCESSES": "3",
+    "COLON": "a:b",
     "EMPTY": "",
 }
 
@@ -404,7 +405,7 @@ MISTAKES = {
     "a word that is none of those known": ("logs: console", "logs: jsn", "jsn", 'observability.logs is "jsn", but must be json or console; did you mean "json"?'),
     "a text for a list": ("accepts: [refund, order]", "accepts: order", "accepts: order", "sources.shop.accepts is a text, but must be a list"),
     "a text for a mapping": ("retention: {events: 30d, dedup: 7d}", "retention: 30d", "30d", "retention is a text, but must be a mapping"),
-    "a text for an entry": ("  odoo: {scheme: odoo-native, token: env:ODOO_TOKEN, accepts: [order]}", "  odoo: odoo-native", "odoo: odoo-native", "sources.odoo.scheme is missing; without proof nothing comes in: write one of standard-webhooks, hmac, api-key, jwt, odoo-native"),
+    "a text for an entry": ("  odoo: {scheme: odoo-native, token: env:ODOO_TOKEN, accepts: [order]}", "  odoo: odoo-native", "odoo: odoo-native", "sources.odoo.scheme is missing; without proof nothing comes in: write one of standard-webhooks, hmac, api-key, basic, jwt, client-cert, odoo-native"),
     "a list for a section": ("facilities:\n  north: {name: North Hospital, timezone: Europe/Berlin}\n  south: {name: South Clinic}", "facilities: [north, south]", "facilities", "facilities is a list, but must be a mapping of names; write each under its name"),
     "a mapping for a word": ("purpose: money back", "purpose: {money: back}", "purpose: {money", "policies.refund.purpose is a mapping, but must be a text"),
     "a name with a space": ("  rest:\n", "  the rest:\n", "the rest", 'routes."the rest" is no name; use up to 63 of a-z, 0-9 and -, beginning with a letter or digit'),
@@ -440,8 +441,8 @@ MISTAKES = {
     "no database": ("database: embedded", "database: sqlite", "sqlite", "database is no database; write embedded, or postgresql://user@host/name, or env: and a variable with it"),
     "a key of digests that is short": ("database: embedded", "key: env:ERP_KEY", "key: env:ERP_KEY", "key has 7 bytes in env:ERP_KEY, which can be guessed; use at least 32 random ones"),
     # proof
-    "an unknown scheme": ("scheme: hmac", "scheme: hmack", "hmack", 'sources.meter.scheme is "hmack", but must be one of standard-webhooks, hmac, api-key, jwt, odoo-native; did you mean "hmac"?'),
-    "no scheme": ("    scheme: hmac\n", "", "meter:", "sources.meter.scheme is missing; without proof nothing comes in: write one of standard-webhooks, hmac, api-key, jwt, odoo-native"),
+    "an unknown scheme": ("scheme: hmac", "scheme: hmack", "hmack", 'sources.meter.scheme is "hmack", but must be one of standard-webhooks, hmac, api-key, basic, jwt, client-cert, odoo-native; did you mean "hmac"?'),
+    "no scheme": ("    scheme: hmac\n", "", "meter:", "sources.meter.scheme is missing; without proof nothing comes in: write one of standard-webhooks, hmac, api-key, basic, jwt, client-cert, odoo-native"),
     "no secrets": ("secrets: [env:METER_SECRET]", "secrets: []", "secrets: []", "sources.meter.secrets is empty; write at least one"),
     "an id that is not signed": ("{id}.{timestamp}", "{timestamp}", "X-Delivery", "sources.meter.id is not covered by signed, so anyone can change it; add {id} to signed, or leave it out"),
     "a time that is not signed": ("{id}.{timestamp}", "{id}", "X-Timestamp", "sources.meter.timestamp is not covered by signed, so anyone can change it; add {timestamp} to signed, or leave it out"),
@@ -451,6 +452,16 @@ MISTAKES = {
     "a tolerance without a timestamp": ('signed: "{id}.{timestamp}.{body}"\n    timestamp: X-Timestamp', 'signed: "{id}.{body}"', "tolerance", "sources.meter.tolerance needs a timestamp beside it; name its header, or leave tolerance out"),
     "a signed URL, which is not known yet": (".{body}", ".{body}{url}", "signed", "sources.meter.signed has {url}, which this version cannot verify; use {id} {timestamp} {body}"),
     "something else that is signed": (".{body}", ".{body}{host}", "signed", "sources.meter.signed has {host}, but there is only {id}, {timestamp} and {body}; correct it"),
+    "a key that never counts": ("keys: [env:CRM_KEY]", "keys: [{secret: env:CRM_KEY, not_before: 2026-12-01T00:00:00Z, not_after: 2026-12-01T00:00:00Z}]", "crm:", "sources.crm.keys[0].not_after is not after its not_before, so the secret never counts; correct one of them"),
+    "a key without an id": ("keys: [env:CRM_KEY]", "keys: [env:ERP_KEY]", "env:ERP_KEY]", "sources.crm.keys[0] is no api key (env:ERP_KEY); it is an id of letters and digits, a dot, and at least 16 random bytes"),
+    "two keys of one id": ("keys: [env:CRM_KEY]", "keys: [env:CRM_KEY, env:CRM_KEY]", "crm:", "sources.crm.keys[1] has the same id as a key above it (env:CRM_KEY); change one"),
+    "a token that stands beside itself": ("token: env:ODOO_TOKEN, accepts", "token: env:ODOO_TOKEN, others: [env:ODOO_TOKEN], accepts", "odoo: {", "sources.odoo.others[0] is the same token as one above it; leave one out"),
+    "a user that Basic cannot tell from its password": ("  lab:\n", "  desk: {scheme: basic, user: env:COLON, secrets: [env:METER_SECRET], accepts: [order]}\n  lab:\n", "desk:", "sources.desk.user is no user of Basic (env:COLON), which has no colon and no control character"),
+    "a password that can be guessed": ("  lab:\n", "  desk: {scheme: basic, user: env:ERP_KEY, secrets: [env:ERP_KEY], accepts: [order]}\n  lab:\n", "desk:", "sources.desk.secrets[0] has 7 bytes in env:ERP_KEY, which can be guessed; use at least 16 random ones"),
+    "a user that is written out": ("  lab:\n", "  desk: {scheme: basic, user: desk, secrets: [env:METER_SECRET], accepts: [order]}\n  lab:\n", "desk:", "sources.desk.user is a secret and must not be written out here; write env:NAME or file:PATH"),
+    "anybody's certificate": ("  lab:\n", "  edge: {scheme: client-cert, accepts: [order]}\n  lab:\n", "edge:", "sources.edge.san is missing, and so any certificate would do; name whose it must be, by san, subject or spki"),
+    "a name that is none of a certificate": ("  lab:\n", "  edge: {scheme: client-cert, san: [edge.example], accepts: [order]}\n  lab:\n", "edge:", 'sources.edge.san has "edge.example"; write dns:edge-1.example, uri:spiffe://…, email:… or ip:…'),
+    "a pin that is no digest of a key": ("  lab:\n", "  edge: {scheme: client-cert, spki: [abc], accepts: [order]}\n  lab:\n", "edge:", 'sources.edge.spki has "abc"; write sha256/ and the base64 of the SHA-256 of its public key'),
     "no header": ("header: X-Signature", "header: X Signature", "X Sig", 'sources.meter.header is "X Signature", which has a character that does not belong there; correct it'),
     # policies
     "a policy that is not there": ("accepts: [refund, order]", "accepts: [refnd, order]", "refnd", 'sources.shop.accepts names "refnd", but there is no such policy; did you mean "refund"?'),
@@ -534,6 +545,27 @@ def test_a_mistake_is_named_with_file_line_key_and_mend(
     text = GOOD.replace(old, new, 1)
     line = text[: text.index(at)].count("\n") + 1
     assert mistakes(text) == [f"sluicegate.yaml:{line}: {said}"]
+
+
+CERTIFIED = "  edge: {scheme: client-cert, san: ['dns:edge.example'], accepts: [order]}\n  lab:\n"
+
+
+def test_a_certificate_that_nobody_could_tell_of_is_a_mistake(mistakes: Callable[..., list[str]]) -> None:
+    text = GOOD.replace("  lab:\n", CERTIFIED).replace(", trusted_proxies: [10.0.0.1]", "")
+    problem = "is client-cert, which only a proxy can tell of"
+    mend = "name it in serve.trusted_proxies, or let serve.listen be a Unix socket"
+    assert mistakes(text) == [f"sluicegate.yaml:30: sources.edge.scheme {problem}; {mend}"]
+
+
+@pytest.mark.parametrize("serve", ["{trusted_proxies: [10.0.0.1]}", "{listen: [':8470', unix:/run/sluicegate.sock]}"])
+def test_a_certificate_is_told_of_by_a_trusted_proxy_or_on_a_unix_socket(configured: Load, serve: str) -> None:
+    text = re.sub("serve: .*", f"serve: {serve}", GOOD.replace("  lab:\n", CERTIFIED))
+    assert configured(text).sources["edge"].accepts == ("order",)
+
+
+def test_a_broken_serve_raises_no_doubt_about_who_can_tell_of_a_certificate(mistakes: Callable[..., list[str]]) -> None:
+    text = GOOD.replace("  lab:\n", CERTIFIED).replace("[10.0.0.1]", "[proxy]")
+    assert [line.split(" ")[1] for line in mistakes(text)] == ["serve.trusted_proxies[0]"]
 
 
 def test_all_mistakes_are_told_at_once_in_the_order_of_their_lines(mistakes: Callable[..., list[str]]) -> None:

@@ -26,6 +26,7 @@ from tests.program import (
     until,
     whsec,
 )
+from tests.test_authenticate_client_cert import KEY, certificate, spki, told
 from tests.wire import Heard, chunked, connected, post
 
 METER = "meter-secret-of-32-bytes-0000000"
@@ -35,6 +36,7 @@ SOURCES = """
   meter: {scheme: hmac, header: X-Signature, secrets: [env:METER], accepts: [order]}
   odoo: {scheme: odoo-native, token: env:ODOO_TOKEN, accepts: [order]}
   few: {scheme: standard-webhooks, secrets: [env:SHOP_SECRET], accepts: [order], limit: 2/s}
+  edge: {scheme: client-cert, spki: ["PIN"], accepts: [order]}
   inside: {scheme: standard-webhooks, secrets: [env:SHOP_SECRET], accepts: [order], from: [10.1.0.0/16, "2001:db8::/32"]}
 """
 
@@ -57,6 +59,7 @@ def program(dsn: str, sink: Partner, tmp_path_factory: pytest.TempPathFactory) -
     text = configuration(partner=sink.address, database="env:DSN", sources=SOURCES)
     text = text.replace("scheme: standard-webhooks", "scheme: standard-webhooks, tolerance: 1h")  # signed on import
     text = text.replace('"127.0.0.1:PORT"}', '"127.0.0.1:PORT", trusted_proxies: [127.0.0.2/32]}')
+    text = text.replace("PIN", spki(KEY))
     environ = {"DSN": dsn, "METER": METER, "RETIRED": RETIRED}
     program = Program(tmp_path_factory.mktemp("door"), text, environ=environ)
     with ended_with(program):
@@ -622,6 +625,18 @@ async def test_an_address_counts_as_far_as_trusted_proxies_tell_it(
     headers = {**signed(body), **({"x-forwarded-for": forwarded} if forwarded else {})}
     async with connected(program.port, source=peer) as line:
         assert (await line.ask(post(body, headers, "/hooks/inside"))).status == status
+
+
+async def test_a_certificate_counts_from_a_trusted_proxy_alone(program: Program) -> None:
+    headers = {**JSON, "client-cert": told(certificate())}
+    for peer, forwarded, status in (
+        ("127.0.0.2", "10.1.2.3", 202),
+        ("127.0.0.3", "127.0.0.2", 401),
+        ("127.0.0.1", "", 401),
+    ):
+        async with connected(program.port, source=peer) as line:
+            asked = {**headers, **({"x-forwarded-for": forwarded} if forwarded else {})}
+            assert (await line.ask(post(order(), asked, "/hooks/edge"))).status == status
 
 
 async def test_a_stranger_cannot_use_up_what_a_source_may_post(program: Program) -> None:

@@ -7,11 +7,12 @@ told to metrics and logs only.
 from typing import assert_never
 
 from gateway.authenticate.api_key import ApiKeyScheme
+from gateway.authenticate.basic import BasicScheme
 from gateway.authenticate.hmac_signature import HmacScheme
 from gateway.authenticate.odoo_native import OdooNativeScheme
 from gateway.authenticate.presented import Caller, Presented, Reason, Scheme, Unauthorized
 from gateway.authenticate.standard_webhooks import StandardWebhooksScheme
-from gateway.config_sections import AnySource, ApiKey, Hmac, Jwt, OdooNative, StandardWebhooks
+from gateway.config_sections import AnySource, ApiKey, Basic, ClientCert, Hmac, Jwt, OdooNative, StandardWebhooks
 
 __all__ = ["Caller", "Presented", "Reason", "Scheme", "Unauthorized", "scheme_for"]
 
@@ -25,10 +26,16 @@ def scheme_for(source: AnySource) -> Scheme:
             return HmacScheme(source)
         case ApiKey():
             return ApiKeyScheme(source)
+        case Basic():
+            return BasicScheme(source)
         case Jwt():
             from gateway.authenticate.jwt_bearer import JwtScheme  # noqa: PLC0415 — its cryptography takes its time
 
             return JwtScheme(source)
+        case ClientCert():
+            from gateway.authenticate.client_cert import ClientCertScheme  # noqa: PLC0415 — as that
+
+            return ClientCertScheme(source)
         case OdooNative():
             return OdooNativeScheme(source)
     assert_never(source)

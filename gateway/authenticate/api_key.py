@@ -4,6 +4,7 @@ import hashlib
 import hmac
 
 from gateway.authenticate.presented import Caller, Presented, Reason, Unauthorized
+from gateway.authenticate.timed_keys import ALWAYS, Span, span_of
 from gateway.config_sections import ApiKey
 
 
@@ -12,19 +13,21 @@ class ApiKeyScheme:
 
     def __init__(self, source: ApiKey) -> None:
         self._header = source.header
-        self._keys: dict[str, tuple[int, bytes]] = {}
+        self._keys: dict[str, tuple[int, bytes, Span]] = {}
         for place, key in enumerate(source.keys):
-            identity, _, secret = key.reveal().partition(".")
-            self._keys[identity] = place, _digest(secret)
+            identity, _, secret = key.secret.reveal().partition(".")
+            self._keys[identity] = place, _digest(secret), span_of(key)
 
     async def authenticate(self, presented: Presented) -> Caller | Unauthorized:
         given = presented.once(self._header)
         if isinstance(given, Unauthorized):
             return given
         identity, _, secret = given[0].partition(".")
-        place, digest = self._keys.get(identity, (0, _NOBODYS))
+        place, digest, (begins, ends) = self._keys.get(identity, _NOBODYS)
         if not hmac.compare_digest(_digest(secret), digest):
             return Unauthorized(Reason.WRONG_KEY)
+        if not begins <= presented.at < ends:
+            return Unauthorized(Reason.NO_ACTIVE_SECRET)
         return Caller(signed_id=None, secret=place)
 
     async def close(self) -> None:
@@ -36,4 +39,4 @@ def _digest(secret: str) -> bytes:
     return hashlib.sha256(secret.encode()).digest()
 
 
-_NOBODYS = bytes(32)  # no digest that anyone knows a secret for
+_NOBODYS = 0, bytes(32), ALWAYS  # a digest that nobody knows a secret for

@@ -4,19 +4,25 @@ Odoo writes that URL into its log, so whoever reads the log can post.  What come
 """
 
 from gateway.authenticate.presented import Caller, Presented, Reason, Unauthorized
-from gateway.config_sections import OdooNative
+from gateway.authenticate.timed_keys import TimedKeys
+from gateway.config_sections import OdooNative, TimedSecret
 
 
 class OdooNativeScheme:
     def __init__(self, source: OdooNative) -> None:
-        self._token = source.token
+        self._tokens = TimedKeys((TimedSecret(secret=source.token), *source.others), lambda secret: secret)
 
     async def authenticate(self, presented: Presented) -> Caller | Unauthorized:
         if presented.token is None:
             return Unauthorized(Reason.MISSING_TOKEN)
-        if not self._token.matches(presented.token.encode(errors="surrogatepass")):
+        given = presented.token.encode(errors="surrogatepass")
+        verified: int | None = None
+        for place, token in self._tokens.active(presented.at):
+            if token.matches(given) and verified is None:
+                verified = place
+        if verified is None:
             return Unauthorized(Reason.WRONG_TOKEN)
-        return Caller(signed_id=None, secret=0)
+        return Caller(signed_id=None, secret=verified)
 
     async def close(self) -> None:
         """Holds nothing."""

@@ -45,5 +45,9 @@ def _unmapped(address: Address) -> Address:
     return address
 
 
+def is_within(address: Address, networks: Sequence[Network]) -> bool:
+    return _is_in(_unmapped(address), networks)
+
+
 def _is_in(address: Address, networks: Sequence[Network]) -> bool:
     return any(address in network for network in networks if network.version == address.version)

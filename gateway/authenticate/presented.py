@@ -4,10 +4,12 @@ from dataclasses import dataclass
 from datetime import timedelta
 from enum import StrEnum
 from ipaddress import IPv4Address, IPv6Address
-from typing import Protocol
+from typing import Final, Protocol
 
 import msgspec
 from multidict import CIMultiDictProxy
+
+_LONGEST_HEADER: Final = 4096
 
 
 class Reason(StrEnum):
@@ -23,6 +25,10 @@ class Reason(StrEnum):
     NO_ACTIVE_SECRET = "no_active_secret"  # noqa: S105 — a code
     WRONG_SIGNATURE = "wrong_signature"
     WRONG_KEY = "wrong_key"
+    WRONG_LOGIN = "wrong_login"
+    UNTRUSTED_PROXY = "untrusted_proxy"  # whoever is connected may not say who the client is
+    WRONG_CERTIFICATE = "wrong_certificate"
+    EXPIRED_CERTIFICATE = "expired_certificate"
     MISSING_TOKEN = "missing_token"  # noqa: S105 — a code
     WRONG_TOKEN = "wrong_token"  # noqa: S105 — a code
     EXPIRED_TOKEN = "expired_token"  # noqa: S105 — a code
@@ -54,11 +60,12 @@ class Presented(msgspec.Struct, frozen=True, kw_only=True):
     token: str | None  # the end of the URL, where a source has one
     peer: IPv4Address | IPv6Address | None
     at: float  # when it came, in Unix seconds
+    vouched: bool = False  # who is connected may say who the client is; told where a scheme asks for it
 
     def __repr__(self) -> str:
         return f"<presented {len(self.body)} bytes>"
 
-    def once(self, *headers: str) -> list[str] | Unauthorized:
+    def once(self, *headers: str, longest: int = _LONGEST_HEADER) -> list[str] | Unauthorized:
         """The values of headers that must each be there exactly once, in ASCII that can be seen."""
         given: list[str] = []
         for header in headers:
@@ -66,7 +73,7 @@ class Presented(msgspec.Struct, frozen=True, kw_only=True):
             if len(values) != 1:
                 return Unauthorized(Reason.REPEATED_HEADER if values else Reason.MISSING_HEADER)
             value = values[0]
-            if not (0 < len(value) <= _LONGEST_HEADER and value.isascii() and value.isprintable()):
+            if not (0 < len(value) <= longest and value.isascii() and value.isprintable()):
                 return Unauthorized(Reason.MALFORMED_HEADER)
             given.append(value)
         return given
@@ -94,6 +101,5 @@ def is_id(text: str) -> bool:
     return 0 < len(text) <= _LONGEST_ID and text.isascii() and text.isprintable() and " " not in text
 
 
-_LONGEST_HEADER = 4096
 _LONGEST_TIMESTAMP = 12
 _LONGEST_ID = 256

@@ -7,23 +7,25 @@ from connectors.settings import Secret
 from gateway.config_sections import TimedSecret
 
 Key = TypeVar("Key")
+Span = tuple[float, float]
+"""From when, and until when, something counts: in Unix seconds."""
+ALWAYS: Span = (float("-inf"), float("inf"))
 
 
 class TimedKeys(Generic[Key]):
     def __init__(self, secrets: Sequence[TimedSecret], key_of: Callable[[Secret], Key]) -> None:
         """`key_of` makes of a secret what verifies with it."""
         self._keys = [(place, key_of(timed.secret)) for place, timed in enumerate(secrets)]
-        self._times = [
-            (
-                timed.not_before.timestamp() if timed.not_before else float("-inf"),
-                timed.not_after.timestamp() if timed.not_after else float("inf"),
-            )
-            for timed in secrets
-        ]
-        self._always = all(time == (float("-inf"), float("inf")) for time in self._times)
+        self._times = [span_of(timed) for timed in secrets]
+        self._always = all(time == ALWAYS for time in self._times)
 
     def active(self, at: float) -> Sequence[tuple[int, Key]]:
         """The keys that count at `at`, each with its place among all."""
         if self._always:
             return self._keys
         return [key for key, (begins, ends) in zip(self._keys, self._times, strict=True) if begins <= at < ends]
+
+
+def span_of(timed: TimedSecret) -> Span:
+    begins, ends = timed.not_before, timed.not_after
+    return (begins.timestamp() if begins else ALWAYS[0], ends.timestamp() if ends else ALWAYS[1])
