@@ -21,6 +21,7 @@ from outbox.event import (
     Event,
     Outcome,
     Pending,
+    Read,
     Refused,
     Retry,
     Unknown,
@@ -40,6 +41,7 @@ __all__ = [
     "Opening",
     "Outcome",
     "Pending",
+    "Read",
     "Refused",
     "Retry",
     "System",
@@ -76,6 +78,7 @@ class Kind:
     connect: Callable[[Opening], Connector]
     system: type[Settings] | None = None  # the shape of its entries under `systems:`
     open_system: Callable[[Settings, timedelta], System] | None = None  # within a running event loop
+    hands_on: bool = False  # whether its deliveries hand on what `reads` read for them (Delivery.read)
 
 
 def kinds() -> Mapping[str, Kind]:

@@ -7,7 +7,7 @@ from typing import Literal
 import msgspec
 from yarl import URL
 
-from connectors import Blocked, Delivered, Delivery, Event, Opening, Outcome, Refused, Retry
+from connectors import Blocked, Delivered, Delivery, Event, Opening, Outcome, Read, Refused, Retry
 from connectors.http_client import Answer, Client, words
 from connectors.http_kind import HttpSettings
 from connectors.retry_after import retry_after
@@ -17,8 +17,9 @@ from connectors.standard_webhooks import Signer
 class Http:
     """One endpoint that takes events as CloudEvents 1.0 in JSON, signed by Standard Webhooks 1.0.
 
-    The body is made of the event alone, so its bytes are the same at every try; `idempotency-key` names the delivery,
-    and whoever takes signed webhooks knows `webhook-id`.  That is why an `Unknown` may be sent again.
+    The body is made of the event alone, so its bytes are the same at every try, unless something is read for it; then
+    that stands in `data.read`, as it is at this try.  `idempotency-key` names the delivery, and whoever takes signed
+    webhooks knows `webhook-id`.  That is why an `Unknown` may be sent again.
     """
 
     keeps_keys = True
@@ -37,7 +38,7 @@ class Http:
         )
 
     async def deliver(self, delivery: Delivery) -> Outcome:
-        body = cloud_event(delivery.event)
+        body = cloud_event(delivery.event, delivery.read)
         headers = self._signer.headers(str(delivery.event.id), int(time.time()), body)
         headers["content-type"] = "application/cloudevents+json; charset=utf-8"
         headers["idempotency-key"] = delivery.key
@@ -73,15 +74,15 @@ class CloudEvent(msgspec.Struct, frozen=True):
 _encode = msgspec.json.Encoder(order="deterministic").encode
 
 
-def cloud_event(event: Event) -> bytes:
-    """The event as it goes out: a function of the event alone, in an order of its own."""
+def cloud_event(event: Event, read: Read | None = None) -> bytes:
+    """The event as it goes out: a function of the event alone, in an order of its own, and of what was read for it."""
     return _encode(
         CloudEvent(
             id=str(event.id),
             source=f"/sources/{event.source}",
             type=event.type,
             time=event.time.astimezone(UTC),
-            data=event.data,
+            data=event.data if read is None else {**event.data, "read": dict(read)},
             subject=event.subject or msgspec.UNSET,
             facility=event.facility or msgspec.UNSET,
         )

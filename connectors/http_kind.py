@@ -27,4 +27,4 @@ def connect(opening: Opening) -> Connector:
     return Http(opening, opening.settings)
 
 
-KIND = Kind(name="http", settings=HttpSettings, connect=connect)
+KIND = Kind(name="http", settings=HttpSettings, connect=connect, hands_on=True)

@@ -291,6 +291,9 @@ class _File:
             problem = f'names "{connector}", which is reached through a system; declare one in systems, and write system: NAME'
             self._tell((*at, "connector"), problem)
         settings = self._read(kind.settings, at, own, also_known=("connector", "system", *Manners.key_names()))
+        if manners.right is not None and manners.right.reads is not None and not kind.hands_on:
+            problem = f"is given, but {connector} hands nothing on; leave it out, or use another kind of destination"
+            self._tell((*at, "reads"), problem)
         if manners.whole is None or settings.whole is None:
             return manners, None
         return manners, Destination(

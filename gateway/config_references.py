@@ -33,6 +33,7 @@ from gateway.config_sections import (
     Manners,
     OdooNative,
     Policy,
+    Reads,
     Route,
     Serve,
     TimestampField,
@@ -58,6 +59,9 @@ class Parts:
     destinations: Mapping[str, Reading[Manners]]
 
 
+Place = tuple[str | int, ...]
+
+
 def contradictions(parts: Parts) -> Iterator[Contradiction]:
     """Their keys begin with the section."""
     for name, source in parts.sources.items():
@@ -71,6 +75,9 @@ def contradictions(parts: Parts) -> Iterator[Contradiction]:
             )
         if isinstance(source.right, OdooNative) and source.right.reread is not None:
             yield from _about_reread(name, source.right, parts)
+    for name, destination in parts.destinations.items():
+        if destination.right is not None and destination.right.reads is not None:
+            yield from _is_odoo(("destinations", name, "reads", "system"), destination.right.reads.system, parts)
     for name, policy in parts.policies.items():
         if policy.right is not None and policy.right.facility is not None:
             places: dict[Place, str] = {
@@ -95,12 +102,7 @@ def unused(parts: Parts) -> Iterator[tuple[tuple[str, str], str]]:
 
 
 def _about_reread(name: str, source: OdooNative, parts: Parts) -> Iterator[Contradiction]:
-    place, system = ("sources", name, "reread"), source.reread
-    if system not in parts.systems and "systems" not in parts.unreadable:
-        hint = did_you_mean(system or "", tuple(parts.systems))
-        yield Contradiction(place, f'names "{system}", but there is no such system{hint}')
-    elif parts.systems.get(system or "") not in {"odoo", None}:
-        yield Contradiction(place, f'names "{system}", which is no Odoo; name one whose connector is odoo')
+    yield from _is_odoo(("sources", name, "reread"), source.reread or "", parts)
     if (made := f"reread-{name}") in parts.destinations:
         yield Contradiction(("destinations", made), "has the name of what sources." + name + ".reread makes; rename it")
     for index, accepted in enumerate(source.accepts):
@@ -120,12 +122,17 @@ def _about_reread(name: str, source: OdooNative, parts: Parts) -> Iterator[Contr
                 yield Contradiction(("sources", name, "accepts", index), problem)
 
 
+def _is_odoo(place: Place, system: str, parts: Parts) -> Iterator[Contradiction]:
+    if system not in parts.systems and "systems" not in parts.unreadable:
+        hint = did_you_mean(system, tuple(parts.systems))
+        yield Contradiction(place, f'names "{system}", but there is no such system{hint}')
+    elif parts.systems.get(system) not in {"odoo", None}:
+        yield Contradiction(place, f'names "{system}", which is no Odoo; name one whose connector is odoo')
+
+
 def _read_by(policy: Policy) -> list[str]:
     facility = [policy.facility.from_] if policy.facility else []
     return [*policy.match, *(field.from_ for field in policy.keep.values()), *facility]
-
-
-Place = tuple[str | int, ...]
 
 
 def _names(places: Mapping[Place, str], what: str, parts: Parts) -> Iterator[Contradiction]:
@@ -324,6 +331,26 @@ def _word(value: Value) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
+def _about_reads(path: Place, reads: Reads, taken: Sequence[Policy]) -> Iterator[Contradiction]:
+    """Each event that comes there names a record, and has room for what is read of it."""
+    for policy in taken:
+        match policy.keep.get(reads.key):
+            case IntField(many=False, token=None, optional=False):
+                pass
+            case None:
+                problem = f'names "{reads.key}", but events by policy "{policy.name}" come there and keep no such field'
+                yield Contradiction((*path, "id"), f"{problem}; keep it, or send them elsewhere")
+                return
+            case _:
+                problem = f'names "{reads.key}", which by policy "{policy.name}" is not always a whole number'
+                yield Contradiction((*path, "id"), f"{problem}; name a field of type int, without optional and token")
+                return
+        if "read" in policy.keep:
+            problem = f'hands over what it reads as data.read, but policy "{policy.name}" keeps a field "read"'
+            yield Contradiction(path, f"{problem}; give that another name")
+            return
+
+
 def _about_taken(path: Place, route: Route, taken: Sequence[Policy], parts: Parts) -> Iterator[Contradiction]:
     """What the route does with the events that it takes."""
     if route.order == "subject" and taken and not any(policy.subject for policy in taken):
@@ -333,6 +360,8 @@ def _about_taken(path: Place, route: Route, taken: Sequence[Policy], parts: Part
         destination = parts.destinations.get(name)
         if destination is None or destination.right is None or destination.hides(("receives",)):
             continue
+        if (reads := destination.right.reads) and not destination.right.retired:
+            yield from _about_reads(("destinations", name, "reads"), reads, taken)
         receives = destination.right.receives
         for policy in () if destination.right.retired else taken:
             if CLASSES.index(policy.class_) > CLASSES.index(receives):

@@ -1062,6 +1062,29 @@ class ExpectedDelivery(Settings):
     """Once its oldest delivery waits for longer, the destination is late, and that is told."""
 
 
+class Reads(Entry):
+    """What a destination needs beyond what is kept: read from its source at delivery, handed over, and kept nowhere."""
+
+    system: str
+    """An Odoo among systems; its user needs the right to read these fields, and no other."""
+    model: str = Field(pattern=r"^[a-z][a-z0-9_]*(\.[a-z0-9_]+)*$")
+    """The model of the record, such as hr.employee."""
+    id: str = Field(pattern=r"^\{data\.[a-z_][a-z0-9_]*\}$")
+    """Which record: a whole number that is kept, as "{data.employee}"."""
+    fields: tuple[Annotated[str, Field(pattern=r"^[a-z_][a-z0-9_]*$")], ...] = Field(min_length=1, max_length=50)
+    """The fields that are read, and handed over as data.read."""
+    class_: DataClass = Field(default="workforce_pii", alias="class")
+    """The class of what is read; no higher than what the destination receives."""
+
+    @property
+    def key(self) -> str:
+        """The kept field that holds the record's id."""
+        return self.id.removeprefix("{data.").removesuffix("}")
+
+    def contradictions(self) -> Iterator[Contradiction]:
+        yield from _twice("fields", self.fields)
+
+
 class Manners(Entry):
     """How gently a destination is treated, of whatever kind it is."""
 
@@ -1075,6 +1098,8 @@ class Manners(Entry):
     """How a delivery that failed is tried again."""
     receives: DataClass = "metadata"
     """The highest class of data that it may get."""
+    reads: Reads | None = None
+    """What is read for each delivery from its source; default: nothing is."""
     retired: bool = False
     """true: no route may lead here any more, and what is owed still goes out; without a connector it is held."""
     expect: ExpectedDelivery | None = None
@@ -1083,6 +1108,14 @@ class Manners(Entry):
     def contradictions(self) -> Iterator[Contradiction]:
         for below, problem, _ in self.retry.contradictions():
             yield Contradiction(("retry", *below), problem)
+        for below, problem, _ in self.reads.contradictions() if self.reads else ():
+            yield Contradiction(("reads", *below), problem)
+        if self.reads and CLASSES.index(self.reads.class_) > CLASSES.index(self.receives):
+            problem = (
+                f"brings what is {self.reads.class_}, and the destination receives {self.receives}; "
+                f"write receives: {self.reads.class_} if it may get that"
+            )
+            yield Contradiction(("reads",), problem, (("receives",),))
 
 
 class Destination(Manners, Named):

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from connectors import Connector, Opening, System, kinds
 from gateway import hints
 from gateway.config import Config
+from gateway.config_sections import Destination, Reads
 from observability.tracing import Tracing
 
 if TYPE_CHECKING:
@@ -42,13 +43,11 @@ class Partners:
                     tracing=tracing,
                     version=version,
                 )
-                if destination.connector == hints.CONNECTOR:
-                    from gateway.reread import Reread  # noqa: PLC0415 — what speaks to Odoo takes its time
-
-                    connectors[name] = Reread(opening, _fields(name, config), take)
-                else:
-                    connectors[name] = kinds()[destination.connector].connect(opening)
-                opened.push_async_callback(connectors[name].close)
+                connector = _connector(opening, destination, config, take)
+                if destination.reads is not None:
+                    connector = _claiming(connector, opening, destination.reads, systems[destination.reads.system])
+                connectors[name] = connector
+                opened.push_async_callback(connector.close)
             return cls(connectors, opened.pop_all())
         raise AssertionError
 
@@ -56,6 +55,19 @@ class Partners:
         await self._opened.aclose()
 
 
-def _fields(destination: str, config: Config) -> Mapping[str, tuple[str, ...]]:
-    source = next(source for name, source in config.sources.items() if hints.name_of(name) == destination)
-    return hints.fields_by_model(config.policies[name] for name in source.accepts)
+def _connector(opening: Opening, destination: Destination, config: Config, take: "Take | None") -> Connector:
+    if destination.connector != hints.CONNECTOR:
+        return kinds()[destination.connector].connect(opening)
+    from gateway.reread import Reread  # noqa: PLC0415 — what speaks to Odoo takes its time
+
+    source = next(source for name, source in config.sources.items() if hints.name_of(name) == destination.name)
+    return Reread(opening, hints.fields_by_model(config.policies[name] for name in source.accepts), take)
+
+
+def _claiming(connector: Connector, opening: Opening, reads: Reads, system: System) -> Connector:
+    from connectors.odoo_read import Reader  # noqa: PLC0415 — likewise
+    from connectors.odoo_server import Server  # noqa: PLC0415
+    from gateway.claim_check import ClaimCheck  # noqa: PLC0415
+
+    assert isinstance(system, Server)
+    return ClaimCheck(connector, reads, Reader(system, opening.tracing, opening.timeout))

@@ -57,6 +57,13 @@ class Event(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     traceparent: str | None  # the span that created the event (W3C Trace Context)
 
 
+class Read(dict[str, object]):
+    """Values that a delivery brings along beside its event, by field.  `repr` shows none of them."""
+
+    def __repr__(self) -> str:
+        return f"<{len(self)} values read>"
+
+
 class Delivery(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """One event on its way to one destination.
 
@@ -67,6 +74,7 @@ class Delivery(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     destination: str
     attempt: int  # 1 for the first try; replays count on
     deadline: datetime  # after this a retry becomes a dead letter
+    read: Read | None = None  # what was read for it from its source; exists during one try, and is kept nowhere
 
     @property
     def key(self) -> str:

@@ -91,6 +91,7 @@ FIELDS: Mapping[str, Mapping[str, str]] = {
         "company_id": "many2one",
         "order_line": "one2many",
     },
+    "hr.employee": {"name": "char", "work_email": "char", "department_id": "many2one", "active": "boolean"},
     "res.users": {"login": "char", "company_id": "many2one", "company_ids": "many2many", "active": "boolean"},
     "mail.activity": {
         "res_model": "char",

@@ -395,7 +395,7 @@ MISTAKES = {
     "a misspelt common key of a destination": ("timeout: 5s", "tiemout: 5s", "tiemout", 'destinations.ledger.tiemout is no key that is known here; did you mean "timeout"?'),
     "an unknown key of a system": ("url: https://erp.example", "url: https://erp.example, usr: x", "usr", 'systems.erp.usr is no key that is known here; did you mean "url"?'),
     "a name where there is none": ("order: subject", "name: x", "name: x", "routes.paid.name is no key that is known here; there is when, to, order, give_up"),
-    "settings where there are none": ("rate: 20/s", "settings: {}", "settings", "destinations.ledger.settings is no key that is known here; there is url, secret, allow, connector, system, concurrency, rate, timeout, retry, receives, retired, expect"),
+    "settings where there are none": ("rate: 20/s", "settings: {}", "settings", "destinations.ledger.settings is no key that is known here; there is url, secret, allow, connector, system, concurrency, rate, timeout, retry, receives, reads, retired, expect"),
     "a missing key": ("    url: https://ledger.example/events\n", "", "ledger:\n", "destinations.ledger.url is missing; add it"),
     "a text for a number": ("workers: 2", 'workers: "2"', "serve", 'serve.workers is "2", but must be a whole number'),
     "a decimal for a whole number": ("workers: 2", "workers: 2.5", "serve", "serve.workers is 2.5, but must be a whole number"),

@@ -104,7 +104,7 @@ def test_every_part_of_a_configuration_is_right_in_its_place(tmp_path: Path) -> 
     for name in set(re.findall(r"file:secrets/([\w-]+)", text)):
         secret = base64.b64encode(name.ljust(32).encode()).decode()
         (tmp_path / "secrets" / name).write_text(
-            "whsec_" + secret if name.startswith("monitoring") else secret[:40].replace("/", "-")
+            "whsec_" + secret if name.startswith(("monitoring", "new-accounts")) else secret[:40].replace("/", "-")
         )
         (tmp_path / "secrets" / name).chmod(0o600)
     path = tmp_path / "sluicegate.yaml"
