@@ -233,6 +233,19 @@ Header = Annotated[str, Field(pattern=r"^[A-Za-z0-9!#$%&'*+.^_`|~-]{1,100}$")]
 OWN_SOURCE: Final = "sluicegate"  # what the program itself has to say comes from here
 
 
+def _json_path(text: str) -> str:
+    if not text or len(text) > 200 or not all(text.split(".")):
+        raise ValueError(f"is {shown(text)}, which is no path of keys; write it as key or key.below")
+    if re.search(r'["\\\x00-\x1f]', text):
+        raise ValueError(f"is {shown(text)}, but a key with a quote or a backslash in it cannot be read; name another")
+    return text
+
+
+JsonPath = Annotated[str, AfterValidator(_json_path)]
+"""Keys of the body from the outside in: `data.asset`."""
+Raw = str | int | bool
+
+
 def _wall_time(given: object) -> time:
     if isinstance(given, time):
         return given
@@ -289,6 +302,25 @@ class Expected(Entry):
         yield from _twice("facilities", self.facilities)
 
 
+class Echo(Entry):
+    """A handshake that asks for one of its own fields back."""
+
+    field: JsonPath
+    """The field that is echoed, such as challenge."""
+    when: Annotated[
+        Mapping[JsonPath, Raw],
+        AfterValidator(MappingProxyType),
+        WithJsonSchema({"type": "object", "additionalProperties": {"type": ["string", "integer", "boolean"]}}),
+    ] = Field(default_factory=_nothing)
+    """The values by which it is known; default: every body with that field is one."""
+
+
+Handshake = Annotated[
+    Annotated[Literal["slack", "microsoft-graph", "zoom", "xero"], Tag("<sender>")] | Annotated[Echo, Tag("<echo>")],
+    Discriminator(lambda given: "<echo>" if isinstance(given, Mapping | Echo) else "<sender>"),
+]
+
+
 class Source(Named):
     """Who may post, to /hooks/NAME."""
 
@@ -304,6 +336,8 @@ class Source(Named):
     """The largest body."""
     from_: tuple[Network, ...] = Field(default=(), alias="from")
     """The addresses that it may post from; default: any."""
+    handshake: Handshake | None = None
+    """What it asks once before it sends anything: a known sender's way, or the field that is echoed."""
     trust_trace: bool = False
     """Whether its traceparent becomes the parent of our trace; else it is only linked."""
 
@@ -311,6 +345,9 @@ class Source(Named):
         if self.body > 16 * 1024 * 1024:
             yield Contradiction(("body",), "is more than 16MiB; a source posts metadata, write less")
         yield from _twice("accepts", self.accepts)
+        if self.handshake == "zoom" and not isinstance(self, Hmac):
+            problem = "is zoom, which proves itself by a secret of scheme: hmac; write that, or leave it out"
+            yield Contradiction(("handshake",), problem, (("scheme",),))
         for below, problem, also in self.expect.contradictions() if self.expect else ():
             yield Contradiction(("expect", *below), problem, tuple(("expect", *key) for key in also))
 
@@ -652,16 +689,6 @@ DataClass = Literal["metadata", "workforce_pii", "free_text", "document"]
 CLASSES: Final = ("metadata", "workforce_pii", "free_text", "document")  # from the lowest to the highest
 
 
-def _json_path(text: str) -> str:
-    if not text or len(text) > 200 or not all(text.split(".")):
-        raise ValueError(f"is {shown(text)}, which is no path of keys; write it as key or key.below")
-    if re.search(r'["\\\x00-\x1f]', text):
-        raise ValueError(f"is {shown(text)}, but a key with a quote or a backslash in it cannot be read; name another")
-    return text
-
-
-JsonPath = Annotated[str, AfterValidator(_json_path)]
-"""Keys of the body from the outside in: `data.asset`."""
 Domain = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]{0,62}$")]
 KIND: Final = "Its type; [type] is a list of it: int, decimal, bool, enum, uuid, timestamp, date or code."
 
@@ -734,7 +761,6 @@ class BoolField(KeptField):
     type: Literal["bool"] | tuple[Literal["bool"]] = Field(description=KIND)
 
 
-Raw = str | int | bool
 _NO_FREE_TEXT: Final = re.compile(r"[^\s@\x00-\x1f\x7f]{1,64}")
 
 

@@ -2,11 +2,12 @@
 
 import asyncio
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from hashlib import blake2b
 from ipaddress import ip_address
 from math import ceil
+from typing import ParamSpec
 from uuid import UUID
 
 import structlog
@@ -16,6 +17,7 @@ from gateway.authenticate import Caller, Presented, Reason, Scheme, Unauthorized
 from gateway.authenticate.peer import Address, Network, client_address, is_within
 from gateway.config import Config
 from gateway.config_sections import AnySource, ClientCert, OdooNative
+from gateway.handshake import LONGEST, Handshake, MalformedError
 from gateway.hints import Hints, fields_by_model, name_of
 from gateway.listening import Brief, Incoming, Post, on_unix_socket
 from gateway.minimize import Minimized, Policies, Unmet, Unreadable
@@ -40,6 +42,8 @@ from outbox.intake_batch import IntakeBatch
 from outbox.store import Arrival, Debt, Destination, Seen
 
 log = structlog.get_logger()
+
+P = ParamSpec("P")
 
 UNTOLD = 0.1  # seconds in which what is counted of requests is not told to the metrics, unless they are asked for
 PURPOSES = (b"body", b"id", b"same", b"same body")  # of digests: none of one kind is ever taken for one of another
@@ -164,13 +168,23 @@ class Intake:
             await self._slowly.before(name)
         return answer
 
-    async def _take(self, request: Incoming, door: "_Door", token: str | None, span: Accepted) -> Brief:
+    async def _take(self, request: Incoming, door: "_Door", token: str | None, span: Accepted) -> web.StreamResponse:
         if door.limit is not None and door.limit.is_empty(time.monotonic()):
             raise Refusal("rate_limited", _too_many(door.limit))  # whoever it is, so nobody's proof need be looked at
+        asked = door.handshake
+        if (
+            asked is not None
+            and isinstance(request, web.Request)  # a plain post has no query
+            and not _is_elsewhere(self._peer(request), door.source)
+            and (greeting := self._greet(door, asked, asked.first, request.query)) is not None
+        ):
+            return greeting
         body = await self._read(request, door)
         failpoint("intake.read")
         caller = await self._authenticate(request, door, token, body)
         failpoint("intake.authenticated")
+        if asked and (greeting := self._greet(door, asked, asked.answer, body, caller.secret)) is not None:
+            return greeting
         self._limit(door)
         digest = self._digest(b"body", body)
         minimized = self._minimize(door, body, digest)
@@ -269,6 +283,27 @@ class Intake:
         except Unacceptable as wrong:
             raise Refusal(wrong.code, _unread(wrong)) from wrong
 
+    def _greet(
+        self,
+        door: "_Door",
+        asked: Handshake,
+        answer: Callable[P, web.StreamResponse | None],
+        *of: P.args,
+        **named: P.kwargs,
+    ) -> web.StreamResponse | None:
+        """The answer to a handshake; None: it is none, and goes the way of all posts."""
+        try:
+            greeting = answer(*of, **named)
+        except MalformedError:
+            wrong = problem(422, "No handshake", f"What is to be echoed is no text of up to {LONGEST} bytes.")
+            raise Refusal("handshake_malformed", wrong) from None
+        if greeting is not None:
+            if not asked.limit.take(time.monotonic()):
+                raise Refusal("handshake_rate_limited", _too_many(asked.limit))
+            self._metrics.handshakes.labels(door.source.name).inc()
+            log_sparingly(LogEvent.HANDSHAKE_ANSWERED, level="info", source=door.source.name)
+        return greeting
+
     def _limit(self, door: "_Door") -> None:
         """Counts only who is proven: a stranger must not be able to use up what a source may post."""
         if door.limit is not None and not door.limit.take(time.monotonic()):
@@ -282,7 +317,7 @@ class Intake:
     async def _authenticate(self, request: Incoming, door: "_Door", token: str | None, body: bytes) -> Caller:
         """One answer for every reason: which check failed is told to us, never to the caller."""
         peer = self._peer(request) if door.source.from_ else None
-        if door.source.from_ and (peer is None or not any(peer in network for network in door.source.from_)):
+        if _is_elsewhere(peer, door.source):
             raise Refusal("wrong_address", _not_proven(), self._digest(b"body", body))
         presented = Presented(
             headers=request.headers,
@@ -372,6 +407,7 @@ class _Door:
         self.kept = Policies(accepted, key=key)
         self.policies: Policies | Hints = self.kept
         self.takes_token = isinstance(source, OdooNative)
+        self.handshake = None if source.handshake is None else Handshake(source)
         self.rereads: Owed | None = None  # what a post of this source owes, where it is a hint
         if isinstance(source, OdooNative) and source.reread is not None:
             self.policies = Hints(fields_by_model(accepted))
@@ -393,6 +429,11 @@ class _Door:
 
 def _answer(status: int, event: UUID, *, duplicate: bool) -> Brief:
     return Brief(status, f'{{"id":"{event}","duplicate":{"true" if duplicate else "false"}}}')
+
+
+def _is_elsewhere(peer: Address | None, source: AnySource) -> bool:
+    """Whether a source may not post from this address."""
+    return bool(source.from_) and (peer is None or not any(peer in network for network in source.from_))
 
 
 def _forget_body(request: Incoming) -> None:

@@ -38,6 +38,8 @@ from observability.spans import current
 
 Form = Literal["json", "console"]
 Level = Literal["debug", "info", "warning", "error"]
+DEBUG = logging.DEBUG
+"""For `log.is_enabled_for`, where the facts of a line cost something and hardly anybody wants it."""
 
 
 def configure(

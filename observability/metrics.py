@@ -59,6 +59,9 @@ class Metrics:
         self.unrouted = self._counter(
             MetricName.UNROUTED, "Events accepted that no route sends anywhere: a route may be missing.", "source"
         )
+        self.handshakes = self._counter(
+            MetricName.HANDSHAKES, "Handshakes answered: what a sender asks before its first event.", "source"
+        )
         self.request_seconds = self._crowded(
             MetricName.REQUEST_SECONDS, "From the first byte of a request's head to its answer.", QUICK, "source"
         )

@@ -46,6 +46,7 @@ class MetricName(StrEnum):
     DUPLICATES = "sluicegate_duplicates_total"
     REFUSED = "sluicegate_refused_total"
     UNROUTED = "sluicegate_unrouted_total"
+    HANDSHAKES = "sluicegate_handshakes_total"
     REQUEST_SECONDS = "sluicegate_request_seconds"
     DROPPED_KEYS = "sluicegate_dropped_keys_total"
     SECRET_USED = "sluicegate_secret_used_total"  # noqa: S105 — a name, not a secret
@@ -113,6 +114,7 @@ class LogEvent(StrEnum):
     CLOCK_SKEWED = "clock.skewed"
 
     EVENT_UNROUTED = "event.unrouted"
+    HANDSHAKE_ANSWERED = "handshake.answered"
     REQUEST_REFUSED = "request.refused"
     REQUEST_FAILED = "request.failed"
     KEYS_UNAVAILABLE = "keys.unavailable"  # an issuer does not answer; its old keys count for a day

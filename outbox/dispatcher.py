@@ -10,7 +10,6 @@ All that it knows is memory: the database holds what is owed, and whoever takes 
 
 import asyncio
 import heapq
-import logging
 import os
 import re
 import socket
@@ -26,6 +25,7 @@ import structlog
 from msgspec.structs import replace
 
 from observability.failpoints import failpoint
+from observability.logs import DEBUG
 from observability.metrics import DestinationMetrics, Metrics
 from observability.names import LogEvent, SpanName
 from observability.tracing import Tracing
@@ -825,7 +825,7 @@ class Dispatcher:
 
     def _tell(self, settled: Sequence[tuple[Settlement, datetime | None]]) -> None:
         now, bound = self._clock.now(), log.bind()  # once: it costs more than what is said with it
-        all_is_told = bound.is_enabled_for(logging.DEBUG)
+        all_is_told = bound.is_enabled_for(DEBUG)
         took: dict[int, list[float]] = {settlement.destination: [] for settlement, _ in settled}
         age: dict[int, list[float]] = {number: [] for number in took}
         for settlement, again in settled:
