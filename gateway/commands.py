@@ -142,7 +142,10 @@ def send(path: Path, source: str, body: bytes, message: str | None) -> str:
     if source not in config.sources:
         raise click.ClickException(f'There is no source "{source}"{did_you_mean(source, list(config.sources))}')
     try:
-        answered = run(sending.send(config.sources[source], body, to=config.serve.listen[0], id=message))
+        serve = config.serve
+        answered = run(
+            sending.send(config.sources[source], body, to=serve.listen[0], public_url=serve.public_url, id=message)
+        )
     except sending.SendError as error:
         raise click.ClickException(str(error)) from error
     try:

@@ -150,7 +150,7 @@ S = TypeVar("S", bound=Settings)
 N = TypeVar("N", bound=Named)
 
 _TABLES: Final = ("facilities", "systems", "sources", "policies", "routes", "destinations")
-_ASKED_OF_SERVE: Final = (("serve", "listen"), ("serve", "trusted_proxies"))
+_ASKED_OF_SERVE: Final = (("serve", "listen"), ("serve", "trusted_proxies"), ("serve", "public_url"))
 Entries = Iterator[tuple[str, KeyPath, object]]
 
 

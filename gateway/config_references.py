@@ -29,6 +29,7 @@ from gateway.config_sections import (
     DecimalField,
     EnumField,
     Expected,
+    HttpSignature,
     IntField,
     Manners,
     OdooNative,
@@ -69,6 +70,8 @@ def contradictions(parts: Parts) -> Iterator[Contradiction]:
             yield from _about_accepted(("sources", name, "accepts"), source.right.accepts, parts)
         if isinstance(source.right, ClientCert) and parts.serve is not None:
             yield from _about_vouchers(("sources", name, "scheme"), parts.serve)
+        if source.right is not None and source.right.signs_url and parts.serve and parts.serve.public_url is None:
+            yield _without_public_url(("sources", name), source.right)
         if source.right is not None and source.right.expect is not None:
             yield from _about_expected(
                 ("sources", name, "expect"), source.right.expect, _arriving((name,), parts), parts
@@ -171,6 +174,14 @@ def _about_vouchers(path: Place, serve: Serve) -> Iterator[Contradiction]:
             "name it in serve.trusted_proxies, or let serve.listen be a Unix socket"
         )
         yield Contradiction(path, problem)
+
+
+def _without_public_url(path: Place, source: AnySource) -> Contradiction:
+    key = "components" if isinstance(source, HttpSignature) else "scheme"
+    problem = (
+        "has the URL that is called from outside, which only you know; write serve.public_url: https://gateway.example"
+    )
+    return Contradiction((*path, key), problem)
 
 
 def _hides(earlier: str, later: str, policies: Mapping[str, Reading[Policy]]) -> bool:

@@ -140,6 +140,12 @@ def _schema_of_one_or_many(item: Mapping[str, Any]) -> WithJsonSchema:
     return WithJsonSchema({"anyOf": [item, {"type": "array", "items": item, "minItems": 1}]})
 
 
+def _public_url(text: str) -> str:
+    if "?" in text:
+        raise ValueError(f"is {shown(text)}, but has a query; write the address alone, as https://gateway.example")
+    return text.rstrip("/")
+
+
 class Serve(Entry):
     listen: Annotated[
         tuple[Listen, ...],
@@ -154,6 +160,8 @@ class Serve(Entry):
     """When it is told to stop: how long it goes on, while `/ready` says so. Longer than the proxy in front takes to notice."""
     trusted_proxies: tuple[Network, ...] = ()
     """The proxies whose X-Forwarded-For and Client-Cert count."""
+    public_url: Annotated[Url, AfterValidator(_public_url)] | None = None
+    """What senders have before /hooks, such as https://gateway.example: for schemes that sign the URL."""
 
     def contradictions(self) -> Iterator[Contradiction]:
         for index, address in enumerate(self.listen):
@@ -340,6 +348,11 @@ class Source(Named):
     """What it asks once before it sends anything: a known sender's way, or the field that is echoed."""
     trust_trace: bool = False
     """Whether its traceparent becomes the parent of our trace; else it is only linked."""
+
+    @property
+    def signs_url(self) -> bool:
+        """Whether what it signs has the URL in it, of which serve.public_url is the beginning."""
+        return False
 
     def contradictions(self) -> Iterator[Contradiction]:
         if self.body > 16 * 1024 * 1024:
@@ -551,6 +564,61 @@ class Basic(_WithSecrets):
     """Any of these is its password; to rotate, add the new one, and retire the old one when it falls silent."""
 
 
+class TimedVerifyingKey(TimedSecret):
+    """A public key in PEM, or a shared secret, and when it counts."""
+
+    @model_validator(mode="after")
+    def _can_verify(self) -> Self:
+        from gateway.verifying_keys import verifying_key  # noqa: PLC0415 — its cryptography takes its time
+
+        _named_with_origin(self.secret, lambda: verifying_key(self.secret.reveal()))
+        return self
+
+
+def _component(name: str) -> str:
+    if name.startswith("@") and name not in _DERIVED:
+        raise ValueError(f"is {shown(name)}, which is not known here; there is {', '.join(_DERIVED)}")
+    if not re.fullmatch(r"@[a-z-]+|[a-z0-9!#$%&'*+.^_`|~-]{1,100}", name) or name in {"signature", "signature-input"}:
+        raise ValueError(f"is {shown(name)}, which is no part of a request; write @path, or a header in small letters")
+    return name
+
+
+_DERIVED: Final = ("@method", "@path", "@query", "@request-target", "@target-uri", "@authority", "@scheme")
+_OF_THE_OUTSIDE: Final = frozenset({"@target-uri", "@authority", "@scheme"})
+_WITH_THE_PATH: Final = frozenset({"@path", "@request-target", "@target-uri"})
+
+
+class HttpSignature(Source):
+    """Signs parts of the request, as RFC 9421 says."""
+
+    scheme: Literal["http-signature"]
+    """How the source proves who it is."""
+    keys: Table[TimedVerifyingKey] = Field(min_length=1, max_length=32)
+    """The keys that it may sign with, by their keyid: public ones in PEM (Ed25519, ECDSA with P-256, RSA), or shared secrets."""
+    components: tuple[Annotated[str, AfterValidator(_component)], ...] = Field(min_length=1, max_length=32)
+    """The parts that it must sign: headers in small letters, content-digest among them, @method, @path, @query, @authority, @target-uri."""
+    tolerance: Tolerance = timedelta(minutes=5)
+    """How far its clock may be from ours."""
+
+    @property
+    def signs_url(self) -> bool:
+        return not _OF_THE_OUTSIDE.isdisjoint(self.components)
+
+    def contradictions(self) -> Iterator[Contradiction]:
+        yield from super().contradictions()
+        for keyid, timed in self.keys.items():
+            if not (0 < len(keyid) <= 100 and keyid.isascii() and keyid.isprintable()):
+                yield Contradiction(("keys", keyid), "is no keyid; use up to 100 characters of visible ASCII")
+            for below, problem, _ in timed.contradictions():
+                yield Contradiction(("keys", keyid, *below), problem)
+        yield from _twice("components", self.components)
+        if "content-digest" not in self.components:
+            yield Contradiction(("components",), "lacks content-digest: what is not signed proves nothing; add it")
+        if _WITH_THE_PATH.isdisjoint(self.components):
+            problem = "lacks the path, so that a post could be shown to another source; add @path, or @target-uri"
+            yield Contradiction(("components",), problem)
+
+
 Pin = Annotated[str, Field(min_length=1, max_length=500)]
 
 
@@ -671,13 +739,14 @@ class OdooNative(Source):
                 yield Contradiction(("others", index, *below), problem)
 
 
-AnySource = StandardWebhooks | Hmac | ApiKey | Basic | Jwt | ClientCert | OdooNative
+AnySource = StandardWebhooks | Hmac | ApiKey | Basic | Jwt | HttpSignature | ClientCert | OdooNative
 SCHEMES: Final[Mapping[str, type[AnySource]]] = {
     "standard-webhooks": StandardWebhooks,
     "hmac": Hmac,
     "api-key": ApiKey,
     "basic": Basic,
     "jwt": Jwt,
+    "http-signature": HttpSignature,
     "client-cert": ClientCert,
     "odoo-native": OdooNative,
 }

@@ -322,6 +322,7 @@ class Intake:
         presented = Presented(
             headers=request.headers,
             body=body,
+            target=request.raw_path,
             token=token,
             peer=peer,
             at=time.time(),
@@ -402,7 +403,7 @@ class _Door:
 
     def __init__(self, source: AnySource, config: Config, counts: SourceMetrics, *, key: bytes, share: int) -> None:
         self.source = source
-        self.scheme: Scheme = scheme_for(source)
+        self.scheme: Scheme = scheme_for(source, config.serve)
         accepted = [config.policies[name] for name in source.accepts]
         self.kept = Policies(accepted, key=key)
         self.policies: Policies | Hints = self.kept

@@ -294,6 +294,11 @@ class Post(HeadersMixin):
         return whole
 
     @property
+    def raw_path(self) -> str:
+        """The target, as aiohttp calls it."""
+        return self.message.path
+
+    @property
     def transport(self) -> asyncio.Transport | None:
         return self._connection.transport
 

@@ -9,14 +9,17 @@ from typing import assert_never
 from uuid import uuid4
 
 import aiohttp
+from multidict import CIMultiDict, CIMultiDictProxy
 
 from connectors.standard_webhooks import Signer
+from gateway.authenticate import Presented
 from gateway.config_sections import (
     AnySource,
     ApiKey,
     Basic,
     ClientCert,
     Hmac,
+    HttpSignature,
     Jwt,
     Listen,
     OdooNative,
@@ -35,8 +38,18 @@ class Answered:
     body: bytes
 
 
-async def send(source: AnySource, body: bytes, *, to: Listen, id: str | None = None) -> Answered:  # noqa: A002
-    """Sign `body` as the source's scheme demands and post it.  `id` is the message's; without it, a new one."""
+async def send(
+    source: AnySource,
+    body: bytes,
+    *,
+    to: Listen,
+    public_url: str | None,
+    id: str | None = None,  # noqa: A002
+) -> Answered:
+    """Sign `body` as the source's scheme demands and post it.  `id` is the message's; without it, a new one.
+
+    Where the URL is signed, it is the one that senders know, `public_url`.
+    """
     path, headers = f"/hooks/{source.name}", {"content-type": "application/json"}
     message, now = id or f"msg_{uuid4().hex}", datetime.now(UTC)
     match source:
@@ -57,6 +70,8 @@ async def send(source: AnySource, body: bytes, *, to: Listen, id: str | None = N
                 f"{source.name} proves itself by tokens that only its issuer ({source.issuer}) can sign: "
                 "have one made there, and post with it yourself."
             )
+        case HttpSignature():
+            headers |= _http_signature(source, body, message, now, path, public_url)
         case ClientCert():
             raise SendError(
                 f"{source.name} proves itself by a client certificate, which the proxy in front verifies: "
@@ -88,6 +103,40 @@ def _hmac(source: Hmac, body: bytes, message: str, now: datetime) -> Mapping[str
     if source.id:
         headers[source.id] = message
     return headers
+
+
+def _http_signature(
+    source: HttpSignature, body: bytes, message: str, now: datetime, path: str, public_url: str | None
+) -> Mapping[str, str]:
+    from gateway.authenticate import http_signature  # noqa: PLC0415 — its cryptography takes its time
+    from gateway.verifying_keys import SharedSecret, verifying_key  # noqa: PLC0415 — as that
+
+    keys = {keyid: verifying_key(_active([timed], now)) for keyid, timed in source.keys.items()}
+    shared = next(((keyid, key) for keyid, key in keys.items() if isinstance(key, SharedSecret)), None)
+    if shared is None:
+        raise SendError(
+            f"{source.name} has public keys alone: sign with the private one where it is, and post from there."
+        )
+    keyid, key = shared
+    headers = {"content-type": "application/json", "content-digest": http_signature.content_digest(body)}
+    presented = Presented(
+        headers=CIMultiDictProxy(CIMultiDict(headers)),
+        body=body,
+        target=path,
+        token=None,
+        peer=None,
+        at=now.timestamp(),
+    )
+    parameters = {"created": int(now.timestamp()), "nonce": message, "keyid": keyid, "alg": key.algorithm}
+    base = http_signature.signature_base(source.components, parameters, presented, public_url)
+    if base is None:
+        raise SendError(f"{source.name} signs headers that are not sent from here: {', '.join(source.components)}.")
+    items = [(name, dict[str, object]()) for name in source.components]
+    return {
+        "content-digest": headers["content-digest"],
+        "signature-input": f"sig={http_signature.signature_parameters(items, parameters)}",
+        "signature": f"sig=:{base64.b64encode(key.sign(base)).decode()}:",
+    }
 
 
 async def _post(to: Listen, path: str, headers: Mapping[str, str], body: bytes) -> Answered:

@@ -108,7 +108,7 @@ class Story:
         encoded = body if isinstance(body, bytes) else json.dumps(body).encode()
         to = self._config.serve.listen[0]
         try:
-            answer = await send(self._config.sources[source], encoded, to=to, id=message)
+            answer = await send(self._config.sources[source], encoded, to=to, public_url=None, id=message)
         except SendError:
             return None  # it is stopping, or its end is told elsewhere
         told = json.loads(answer.body)

@@ -27,7 +27,7 @@ PARTS = (
     "Serve", "Facility", "Echo", "Expected", "ExpectedDelivery", "Policy", "FacilityRule", "Route", "When", "Reads", "RetrySettings", "Observability", "Retention",
 )  # fmt: skip
 WITH_A_SHORT_FORM = ("Condition", "TimedSigningSecret")
-SCHEMES = ("StandardWebhooks", "Hmac", "ApiKey", "Basic", "Jwt", "ClientCert", "OdooNative")
+SCHEMES = ("StandardWebhooks", "Hmac", "ApiKey", "Basic", "Jwt", "HttpSignature", "ClientCert", "OdooNative")
 FIELDS = ("IntField", "DecimalField", "BoolField", "EnumField", "UuidField", "TimestampField", "DateField", "CodeField")
 
 Keys = Mapping[str, Mapping[str, Any]]

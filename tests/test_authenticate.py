@@ -16,6 +16,7 @@ from connectors.mac import Mac
 from connectors.standard_webhooks import Signer, decode_secret
 from gateway.authenticate import Caller, Presented, Reason, Scheme, Unauthorized, scheme_for
 from gateway.authenticate.peer import client_address
+from gateway.config import Serve
 from tests.door import configured, whsec
 
 NOW = 1795413918
@@ -34,7 +35,9 @@ ENVIRON = {
 
 
 def scheme(text: str) -> Scheme:
-    return scheme_for(configured(sources=f"posts: {{accepts: [only], {text}}}\n", environ=ENVIRON).sources["posts"])
+    return scheme_for(
+        configured(sources=f"posts: {{accepts: [only], {text}}}\n", environ=ENVIRON).sources["posts"], Serve()
+    )
 
 
 def presented(
@@ -225,7 +228,8 @@ async def test_what_the_library_signs_we_accept_and_what_we_sign_it_accepts(
     ours = scheme_for(
         configured(
             sources="posts: {scheme: standard-webhooks, secrets: [env:IT], accepts: [only]}\n", environ={"IT": text}
-        ).sources["posts"]
+        ).sources["posts"],
+        Serve(),
     )
     library = standardwebhooks.Webhook(text)
     now = int(time.time())

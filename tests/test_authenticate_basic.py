@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from multidict import CIMultiDict, CIMultiDictProxy
 
 from gateway.authenticate import Caller, Presented, Reason, Scheme, Unauthorized, scheme_for
+from gateway.config import Serve
 from tests.door import configured
 
 NOW = 1795413918
@@ -17,7 +18,7 @@ ENVIRON = {"DESK": "desk", "WORD": "desk-password-0001", "NEXT": "pass:with:colo
 
 def scheme(text: str = "user: env:DESK, secrets: [env:WORD, env:NEXT]", kind: str = "basic") -> Scheme:
     source = f"posts: {{scheme: {kind}, {text}, accepts: [only]}}\n"
-    return scheme_for(configured(sources=source, environ=ENVIRON).sources["posts"])
+    return scheme_for(configured(sources=source, environ=ENVIRON).sources["posts"], Serve())
 
 
 def presented(*values: str, at: float = NOW, token: str | None = None, header: str = "Authorization") -> Presented:

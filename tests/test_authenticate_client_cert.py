@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from multidict import CIMultiDict, CIMultiDictProxy
 
 from gateway.authenticate import Caller, Presented, Reason, Scheme, Unauthorized, scheme_for
+from gateway.config import Serve
 from tests.door import configured
 from tests.serving import CONFIGURATION, order, serving
 
@@ -62,7 +63,7 @@ def spki(key: ec.EllipticCurvePrivateKey | ed25519.Ed25519PrivateKey) -> str:
 
 def scheme(pins: str) -> Scheme:
     source = f"posts: {{scheme: client-cert, {pins}, accepts: [only]}}\n"
-    return scheme_for(configured(sources=source, serve="trusted_proxies: [10.0.0.1]\n").sources["posts"])
+    return scheme_for(configured(sources=source, serve="trusted_proxies: [10.0.0.1]\n").sources["posts"], Serve())
 
 
 def presented(*fields: str, vouched: bool = True, at: datetime = NOW) -> Presented:

@@ -35,7 +35,7 @@ from tests.rows import Rows
 
 SLUICEGATE = str(Path(sys.executable).with_name("sluicegate"))
 CONFIGURATION = """
-serve: {listen: "127.0.0.1:PORT"}
+serve: {listen: "127.0.0.1:PORT", public_url: https://gateway.example/sluicegate}
 database: env:DATABASE
 key: env:KEY
 facilities: {north: {name: North Hospital}}
@@ -55,6 +55,8 @@ sources:
     accepts: [order]
   crm: {scheme: api-key, header: X-Api-Key, keys: [env:CRM_KEY], accepts: [order]}
   desk: {scheme: basic, user: env:KEY, secrets: [{secret: env:OLD_SECRET, not_after: 2020-01-01T00:00:00Z}, env:METER_SECRET], accepts: [order]}
+  edge: {scheme: http-signature, keys: {edge-1: env:METER_SECRET}, components: ["@method", "@target-uri", content-digest], accepts: [order]}
+  edge-2: {scheme: http-signature, keys: {edge-2: env:PUBLIC_KEY}, components: ["@path", content-digest], accepts: [order]}
   odoo: {scheme: odoo-native, token: env:ODOO_TOKEN, accepts: [order]}
   lab: {scheme: jwt, issuer: https://id.lab.example, audience: us, jwks: https://id.lab.example/keys, accepts: [order]}
 policies:
@@ -72,6 +74,9 @@ ENVIRONMENT = {
     "OLD_SECRET": "older-secret-of-32-bytes-0000000",
     "CRM_KEY": "crm.key-of-at-least-16-bytes",
     "ODOO_TOKEN": "odoo-token-of-32-bytes-000000000",
+    "PUBLIC_KEY": (
+        "-----BEGIN PUBLIC KEY-----\nMCowBQYDK2VwAyEAJrQLj5P/89iXES9+vFgrIy29clF9CC/oPPsw3c5D0bs=\n-----END PUBLIC KEY-----"
+    ),
 }
 
 
@@ -120,12 +125,14 @@ class Door:
     callers: list[tuple[str, object]] = field(default_factory=list)
 
     async def take(self, request: web.Request) -> web.Response:
-        source = load(self.shell.config, self.shell.environment).sources[request.match_info["source"]]
-        scheme = scheme_for(source)
+        config = load(self.shell.config, self.shell.environment)
+        source = config.sources[request.match_info["source"]]
+        scheme = scheme_for(source, config.serve)
         caller = await scheme.authenticate(
             Presented(
                 headers=request.headers,
                 body=await request.read(),
+                target=request.raw_path,
                 token=request.match_info.get("token"),
                 peer=ip_address("127.0.0.1"),
                 at=time.time(),
@@ -503,7 +510,7 @@ async def test_what_waits_for_a_destination_that_is_gone_is_reassigned_or_discar
 
 async def test_check_looks_at_everything_and_posts_nothing(shell: Shell, door: Door) -> None:
     said = await shell.say("check")
-    assert "ok     configuration: 7 sources, 1 policy, 1 route, 2 destinations" in said
+    assert "ok     configuration: 9 sources, 1 policy, 1 route, 2 destinations" in said
     assert "ok     database: reachable, migrated" in said
     assert "ok     destination ledger: http: answers" in said
     assert door.callers == []
@@ -594,7 +601,7 @@ async def test_a_database_of_ones_own_is_migrated_only_when_asked(shell: Shell, 
     assert await shell.say("events", "list") == "No events match.\n"
 
 
-@pytest.mark.parametrize("source", ["shop", "meter", "supplier", "crm", "desk", "odoo"])
+@pytest.mark.parametrize("source", ["shop", "meter", "supplier", "crm", "desk", "edge", "odoo"])
 async def test_what_is_sent_is_signed_as_its_source_demands(shell: Shell, door: Door, source: str) -> None:
     body = shell.folder / "order.json"
     body.write_text('{"id": 42, "text": "{body} {id} {timestamp}"}')
@@ -615,6 +622,7 @@ async def test_what_cannot_be_sent_is_told_in_a_sentence(shell: Shell) -> None:
     body.write_text("{}")
     assert "is `sluicegate serve` running" in await shell.fail("send", "shop", body)
     assert "only its issuer" in await shell.fail("send", "lab", body)
+    assert "has public keys alone" in await shell.fail("send", "edge-2", body)
     assert 'did you mean "shop"' in await shell.fail("send", "shpo", body)
     assert "No such file" in await shell.fail("send", "shop", shell.folder / "nothing.json", code=2)
 

@@ -55,6 +55,7 @@ ENVIRON = {
     "LEVEL": "free_text",
     "PROCESSES": "3",
     "COLON": "a:b",
+    "PRIVATE": "-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----",
     "EMPTY": "",
 }
 
@@ -405,7 +406,7 @@ MISTAKES = {
     "a word that is none of those known": ("logs: console", "logs: jsn", "jsn", 'observability.logs is "jsn", but must be json or console; did you mean "json"?'),
     "a text for a list": ("accepts: [refund, order]", "accepts: order", "accepts: order", "sources.shop.accepts is a text, but must be a list"),
     "a text for a mapping": ("retention: {events: 30d, dedup: 7d}", "retention: 30d", "30d", "retention is a text, but must be a mapping"),
-    "a text for an entry": ("  odoo: {scheme: odoo-native, token: env:ODOO_TOKEN, accepts: [order]}", "  odoo: odoo-native", "odoo: odoo-native", "sources.odoo.scheme is missing; without proof nothing comes in: write one of standard-webhooks, hmac, api-key, basic, jwt, client-cert, odoo-native"),
+    "a text for an entry": ("  odoo: {scheme: odoo-native, token: env:ODOO_TOKEN, accepts: [order]}", "  odoo: odoo-native", "odoo: odoo-native", "sources.odoo.scheme is missing; without proof nothing comes in: write one of standard-webhooks, hmac, api-key, basic, jwt, http-signature, client-cert, odoo-native"),
     "a list for a section": ("facilities:\n  north: {name: North Hospital, timezone: Europe/Berlin}\n  south: {name: South Clinic}", "facilities: [north, south]", "facilities", "facilities is a list, but must be a mapping of names; write each under its name"),
     "a mapping for a word": ("purpose: money back", "purpose: {money: back}", "purpose: {money", "policies.refund.purpose is a mapping, but must be a text"),
     "a name with a space": ("  rest:\n", "  the rest:\n", "the rest", 'routes."the rest" is no name; use up to 63 of a-z, 0-9 and -, beginning with a letter or digit'),
@@ -441,8 +442,8 @@ MISTAKES = {
     "no database": ("database: embedded", "database: sqlite", "sqlite", "database is no database; write embedded, or postgresql://user@host/name, or env: and a variable with it"),
     "a key of digests that is short": ("database: embedded", "key: env:ERP_KEY", "key: env:ERP_KEY", "key has 7 bytes in env:ERP_KEY, which can be guessed; use at least 32 random ones"),
     # proof
-    "an unknown scheme": ("scheme: hmac", "scheme: hmack", "hmack", 'sources.meter.scheme is "hmack", but must be one of standard-webhooks, hmac, api-key, basic, jwt, client-cert, odoo-native; did you mean "hmac"?'),
-    "no scheme": ("    scheme: hmac\n", "", "meter:", "sources.meter.scheme is missing; without proof nothing comes in: write one of standard-webhooks, hmac, api-key, basic, jwt, client-cert, odoo-native"),
+    "an unknown scheme": ("scheme: hmac", "scheme: hmack", "hmack", 'sources.meter.scheme is "hmack", but must be one of standard-webhooks, hmac, api-key, basic, jwt, http-signature, client-cert, odoo-native; did you mean "hmac"?'),
+    "no scheme": ("    scheme: hmac\n", "", "meter:", "sources.meter.scheme is missing; without proof nothing comes in: write one of standard-webhooks, hmac, api-key, basic, jwt, http-signature, client-cert, odoo-native"),
     "no secrets": ("secrets: [env:METER_SECRET]", "secrets: []", "secrets: []", "sources.meter.secrets is empty; write at least one"),
     "an id that is not signed": ("{id}.{timestamp}", "{timestamp}", "X-Delivery", "sources.meter.id is not covered by signed, so anyone can change it; add {id} to signed, or leave it out"),
     "a time that is not signed": ("{id}.{timestamp}", "{id}", "X-Timestamp", "sources.meter.timestamp is not covered by signed, so anyone can change it; add {timestamp} to signed, or leave it out"),
@@ -462,6 +463,16 @@ MISTAKES = {
     "anybody's certificate": ("  lab:\n", "  edge: {scheme: client-cert, accepts: [order]}\n  lab:\n", "edge:", "sources.edge.san is missing, and so any certificate would do; name whose it must be, by san, subject or spki"),
     "a name that is none of a certificate": ("  lab:\n", "  edge: {scheme: client-cert, san: [edge.example], accepts: [order]}\n  lab:\n", "edge:", 'sources.edge.san has "edge.example"; write dns:edge-1.example, uri:spiffe://…, email:… or ip:…'),
     "a pin that is no digest of a key": ("  lab:\n", "  edge: {scheme: client-cert, spki: [abc], accepts: [order]}\n  lab:\n", "edge:", 'sources.edge.spki has "abc"; write sha256/ and the base64 of the SHA-256 of its public key'),
+    "a body that no signature covers": ("  lab:\n", '  edge: {scheme: http-signature, keys: {e: env:METER_SECRET}, components: ["@path"], accepts: [order]}\n  lab:\n', "edge:", "sources.edge.components lacks content-digest: what is not signed proves nothing; add it"),
+    "a path that no signature covers": ("  lab:\n", '  edge: {scheme: http-signature, keys: {e: env:METER_SECRET}, components: ["@method", content-digest], accepts: [order]}\n  lab:\n', "edge:", "sources.edge.components lacks the path, so that a post could be shown to another source; add @path, or @target-uri"),
+    "a part that no request has": ("  lab:\n", '  edge: {scheme: http-signature, keys: {e: env:METER_SECRET}, components: ["@path", "@status", content-digest], accepts: [order]}\n  lab:\n', "edge:", 'sources.edge.components[1] is "@status", which is not known here; there is @method, @path, @query, @request-target, @target-uri, @authority, @scheme'),
+    "a header in capitals": ("  lab:\n", '  edge: {scheme: http-signature, keys: {e: env:METER_SECRET}, components: ["@path", Content-Digest], accepts: [order]}\n  lab:\n', "edge:", 'sources.edge.components[1] is "Content-Digest", which is no part of a request; write @path, or a header in small letters'),
+    "a part that is signed twice": ("  lab:\n", '  edge: {scheme: http-signature, keys: {e: env:METER_SECRET}, components: ["@path", content-digest, "@path"], accepts: [order]}\n  lab:\n', "edge:", 'sources.edge.components names "@path" twice; leave one out'),
+    "a URL that only the outside knows": ("  lab:\n", '  edge: {scheme: http-signature, keys: {e: env:METER_SECRET}, components: ["@target-uri", content-digest], accepts: [order]}\n  lab:\n', "edge:", "sources.edge.components has the URL that is called from outside, which only you know; write serve.public_url: https://gateway.example"),
+    "no key that could sign": ("  lab:\n", '  edge: {scheme: http-signature, keys: {}, components: ["@path", content-digest], accepts: [order]}\n  lab:\n', "edge:", "sources.edge.keys is empty; write at least one"),
+    "a key that can be guessed": ("  lab:\n", '  edge: {scheme: http-signature, keys: {e: env:ERP_KEY}, components: ["@path", content-digest], accepts: [order]}\n  lab:\n', "edge:", "sources.edge.keys.e has 7 bytes, which can be guessed; use at least 32 random ones (env:ERP_KEY)"),
+    "a private key where the public one belongs": ("  lab:\n", '  edge: {scheme: http-signature, keys: {e: env:PRIVATE}, components: ["@path", content-digest], accepts: [order]}\n  lab:\n', "edge:", "sources.edge.keys.e holds a private key, which is the sender's alone; give only its public half (env:PRIVATE)"),
+    "a public address with a query": ("workers: 2", 'workers: 2, public_url: "https://gw.example?a=1"', "serve", 'serve.public_url is "https://gw.example?a=1", but has a query; write the address alone, as https://gateway.example'),
     "no header": ("header: X-Signature", "header: X Signature", "X Sig", 'sources.meter.header is "X Signature", which has a character that does not belong there; correct it'),
     # policies
     "a policy that is not there": ("accepts: [refund, order]", "accepts: [refnd, order]", "refnd", 'sources.shop.accepts names "refnd", but there is no such policy; did you mean "refund"?'),
@@ -561,6 +572,14 @@ def test_a_certificate_that_nobody_could_tell_of_is_a_mistake(mistakes: Callable
 def test_a_certificate_is_told_of_by_a_trusted_proxy_or_on_a_unix_socket(configured: Load, serve: str) -> None:
     text = re.sub("serve: .*", f"serve: {serve}", GOOD.replace("  lab:\n", CERTIFIED))
     assert configured(text).sources["edge"].accepts == ("order",)
+
+
+def test_the_outside_of_a_signed_url_is_what_serve_says(configured: Load) -> None:
+    edge = "  edge: {scheme: http-signature, keys: {e: env:METER_SECRET}, components: ['@target-uri', content-digest], accepts: [order]}\n"
+    text = GOOD.replace("  lab:\n", edge + "  lab:\n").replace(
+        "workers: 2", "workers: 2, public_url: https://gw.example/"
+    )
+    assert configured(text).serve.public_url == "https://gw.example"
 
 
 def test_a_broken_serve_raises_no_doubt_about_who_can_tell_of_a_certificate(mistakes: Callable[..., list[str]]) -> None:

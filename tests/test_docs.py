@@ -29,6 +29,9 @@ STARTS_A_CONFIGURATION = re.compile(r"^(serve|database|sources|policies|routes|s
 SECRET = "whsec_" + "c2VjcmV0LW9mLXRoZS1kb2NzLW9mLTMyLWJ5dGVzLTA="
 
 
+PUBLIC_KEY = "-----BEGIN PUBLIC KEY-----\nMCowBQYDK2VwAyEAJrQLj5P/89iXES9+vFgrIy29clF9CC/oPPsw3c5D0bs=\n-----END PUBLIC KEY-----\n"
+
+
 def page_ids(pages: list[Path]) -> list[str]:
     return [str(page.relative_to(ROOT)) for page in pages]
 
@@ -107,6 +110,7 @@ def test_every_part_of_a_configuration_is_right_in_its_place(tmp_path: Path) -> 
             "whsec_" + secret if name.startswith(("monitoring", "new-accounts")) else secret[:40].replace("/", "-")
         )
         (tmp_path / "secrets" / name).chmod(0o600)
+    (tmp_path / "secrets" / "edge-1.pem").write_text(PUBLIC_KEY)
     path = tmp_path / "sluicegate.yaml"
     path.write_text(text)
     loaded = configuration.load(path, {})

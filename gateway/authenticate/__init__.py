@@ -12,12 +12,23 @@ from gateway.authenticate.hmac_signature import HmacScheme
 from gateway.authenticate.odoo_native import OdooNativeScheme
 from gateway.authenticate.presented import Caller, Presented, Reason, Scheme, Unauthorized
 from gateway.authenticate.standard_webhooks import StandardWebhooksScheme
-from gateway.config_sections import AnySource, ApiKey, Basic, ClientCert, Hmac, Jwt, OdooNative, StandardWebhooks
+from gateway.config_sections import (
+    AnySource,
+    ApiKey,
+    Basic,
+    ClientCert,
+    Hmac,
+    HttpSignature,
+    Jwt,
+    OdooNative,
+    Serve,
+    StandardWebhooks,
+)
 
 __all__ = ["Caller", "Presented", "Reason", "Scheme", "Unauthorized", "scheme_for"]
 
 
-def scheme_for(source: AnySource) -> Scheme:
+def scheme_for(source: AnySource, serve: Serve) -> Scheme:
     """How `source` proves who it is.  A new scheme has its keys in the configuration, a file here, and a case below."""
     match source:
         case StandardWebhooks():
@@ -32,6 +43,10 @@ def scheme_for(source: AnySource) -> Scheme:
             from gateway.authenticate.jwt_bearer import JwtScheme  # noqa: PLC0415 — its cryptography takes its time
 
             return JwtScheme(source)
+        case HttpSignature():
+            from gateway.authenticate.http_signature import HttpSignatureScheme  # noqa: PLC0415 — as that
+
+            return HttpSignatureScheme(source, public_url=serve.public_url)
         case ClientCert():
             from gateway.authenticate.client_cert import ClientCertScheme  # noqa: PLC0415 — as that
 

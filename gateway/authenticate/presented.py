@@ -26,6 +26,7 @@ class Reason(StrEnum):
     WRONG_SIGNATURE = "wrong_signature"
     WRONG_KEY = "wrong_key"
     WRONG_LOGIN = "wrong_login"
+    UNSIGNED_PART = "unsigned_part"  # of what the configuration wants to be signed
     UNTRUSTED_PROXY = "untrusted_proxy"  # whoever is connected may not say who the client is
     WRONG_CERTIFICATE = "wrong_certificate"
     EXPIRED_CERTIFICATE = "expired_certificate"
@@ -57,6 +58,7 @@ class Presented(msgspec.Struct, frozen=True, kw_only=True):
 
     headers: CIMultiDictProxy[str]
     body: bytes
+    target: str = ""  # of the request, as it came: nothing in it is decoded
     token: str | None  # the end of the URL, where a source has one
     peer: IPv4Address | IPv6Address | None
     at: float  # when it came, in Unix seconds
