@@ -20,7 +20,7 @@ from re import _parser  # type: ignore[attr-defined] # the parser of `re` itself
 from typing import Any, Final
 
 LONGEST_CODE: Final = 256
-_MOST_WAYS: Final = 10_000
+MOST_WAYS: Final = 10_000
 
 
 def why_unsafe(pattern: str) -> str | None:
@@ -36,6 +36,11 @@ def why_unsafe(pattern: str) -> str | None:
     except _Unsafe as unsafe:
         return str(unsafe)
     return None
+
+
+def ways_of(pattern: str) -> int:
+    """In how many ways a safe pattern can read one text at most: so often may it begin anew with a bad one."""
+    return _ways(list(_parser.parse(pattern)), _Follow(), looping=False)
 
 
 def characters_of(pattern: str) -> frozenset[str] | None:
@@ -61,7 +66,7 @@ class _Follow:
 
 
 def _ways(sequence: Sequence[tuple[Any, Any]], follow: _Follow, *, looping: bool) -> int:
-    """In how many ways a text can be read by `sequence` at most; refuses what makes more than _MOST_WAYS.
+    """In how many ways a text can be read by `sequence` at most; refuses what makes more than MOST_WAYS.
 
     `looping` is true inside of a repeat, where every choice is refused.
     """
@@ -70,7 +75,7 @@ def _ways(sequence: Sequence[tuple[Any, Any]], follow: _Follow, *, looping: bool
         rest = list(sequence[index + 1 :])
         after = _Follow(_first(rest) + (follow.characters if _nullable(rest) else ()))
         ways *= _ways_of_one(kind, argument, after, looping=looping)
-        if ways > _MOST_WAYS:
+        if ways > MOST_WAYS:
             raise _Unsafe(
                 "which can read one text in too many ways, so a bad one keeps the door busy; "
                 "put a separator between parts that take the same characters"
@@ -221,8 +226,18 @@ def _named(low: int, high: int) -> Ranges:
 
 
 def _is_free_text(character: str) -> bool:
-    """Spaces of every kind, at-signs, controls, and what is not seen: no code has them."""
-    return character in "@﹫＠" or unicodedata.category(character) in {"Cc", "Cf", "Cs", "Zl", "Zp", "Zs"}
+    """Spaces of every kind, at-signs, controls, and what is not seen or not known: no code has them."""
+    return (
+        character in _LOOKS_SO
+        or any(low <= ord(character) <= high for low, high in _UNSEEN)
+        or unicodedata.category(character) in {"Cc", "Cf", "Cn", "Co", "Cs", "Zl", "Zp", "Zs"}
+    )
+
+
+_LOOKS_SO: Final = (
+    "@﹫＠" + "\u115f\u1160\u2800\u3164\uffa0"
+)  # at-signs; letters and a symbol that are drawn as a space
+_UNSEEN: Final = ((0x34F, 0x34F), (0x17B4, 0x17B5), (0x180B, 0x180F), (0xFE00, 0xFE0F), (0xE0100, 0xE01EF))
 
 
 def _overlap(one: Ranges, other: Ranges) -> bool:

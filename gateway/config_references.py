@@ -24,6 +24,7 @@ from gateway.config_sections import (
     ClientCert,
     CodeField,
     Condition,
+    ConstField,
     Contradiction,
     DateField,
     DecimalField,
@@ -41,8 +42,10 @@ from gateway.config_sections import (
     UuidField,
     Value,
     When,
+    is_pseudonym,
+    words_of,
 )
-from gateway.fields import timestamp
+from gateway.fields import cut, timestamp
 from gateway.routes import comparable, holds
 
 
@@ -135,7 +138,7 @@ def _is_odoo(place: Place, system: str, parts: Parts) -> Iterator[Contradiction]
 
 def _read_by(policy: Policy) -> list[str]:
     facility = [policy.facility.from_] if policy.facility else []
-    return [*policy.match, *(field.from_ for field in policy.keep.values()), *facility]
+    return [*policy.match, *policy.paths.values(), *facility]
 
 
 def _names(places: Mapping[Place, str], what: str, parts: Parts) -> Iterator[Contradiction]:
@@ -221,7 +224,7 @@ def _why_uncounted(policy: Policy, name: str) -> str | None:
         whole_numbers = [kept for kept, one in policy.keep.items() if isinstance(one, IntField)]
         known = did_you_mean(name, whole_numbers)
         return f'names "{name}", which policy "{policy.name}" does not keep; keep it there as an int{known}'
-    if not isinstance(field, IntField) or field.many or field.token is not None:
+    if not isinstance(field, IntField) or field.many or field.token or field.lookup or field.bucket:
         return f'names "{name}", which policy "{policy.name}" keeps as no plain int; keep it there with type: int'
     if field.optional:
         return f'names "{name}", which is optional in policy "{policy.name}", so that it may be missing; leave out optional'
@@ -329,13 +332,12 @@ def _may_be_together(policy: Policy, when: When) -> bool:
 
 def _kept_values(field: AnyField) -> list[Value] | None:
     """All that a field can be; None where that is open."""
-    match field:
-        case EnumField(token=None):
-            return list(dict.fromkeys(field.of.values()))
-        case BoolField():
-            return [False, True]
-        case _:
-            return None
+    if isinstance(field, BoolField):
+        return [False, True]
+    if isinstance(field, IntField | DecimalField) and field.bucket is not None:
+        return list(field.bucket)
+    words = words_of(field)
+    return None if words is None else list(words)
 
 
 def _word(value: Value) -> str:
@@ -402,13 +404,8 @@ def _types(policy: Policy) -> list[str]:
 
 
 def _words(field: AnyField) -> list[str]:
-    match field:
-        case EnumField(token=None):
-            return sorted({str(word).lower() if isinstance(word, bool) else str(word) for word in field.of.values()})
-        case BoolField():
-            return ["false", "true"]
-        case _:
-            return [_ANY]
+    values = _kept_values(field)
+    return [_ANY] if values is None else sorted(set(map(_word, values)))
 
 
 def _may_take(when: When, policy: Policy) -> bool:
@@ -450,16 +447,35 @@ def _why_never(field: AnyField, condition: Condition) -> str | None:
     """Why no value of `field` can meet `condition`; None if one can."""
     if field.many:
         return "is a list, which no route can judge; keep what the route needs in a field of its own"
-    if isinstance(field, IntField | EnumField | UuidField | CodeField) and field.token is not None:
+    if is_pseudonym(field):
         return "is kept as a pseudonym, which no route can judge; keep what the route needs in a field of its own"
-    if condition.bounds and not isinstance(field, IntField | DecimalField | TimestampField | DateField):
+    ordered = isinstance(field, IntField | DecimalField | TimestampField | DateField) and words_of(field) is None
+    if condition.bounds and not ordered:
         return f"is of type {field.kind}, which has no more or less; write the values that are meant"
     for value in (*condition.bounds.values(), *(condition.in_ or ()), *(condition.not_ or ())):
         if why := _why_never_equal(field, value):
             return why
+    for value in (*(condition.in_ or ()), *(condition.not_ or ())):
+        if why := _why_never_left(field, value):
+            return why
     return (
         None if _can_hold(field, condition) else "contradicts itself, for no value is all that it asks for; correct it"
     )
+
+
+def _why_never_left(field: AnyField, value: Value) -> str | None:
+    """Why no value is this one after a policy took away from it."""
+    match field:
+        case IntField() | DecimalField() if field.bucket is not None and value not in field.bucket:
+            return f"is never {shown(value)}, for of it only {', '.join(map(str, field.bucket))} can be kept; write one of them"
+        case TimestampField() | DateField() if field.truncate is not None:
+            kept = str(_as_kept(field, value))
+            left = cut(kept, field.truncate)
+            if kept != left:
+                return f"is never {shown(value)}, for of it only the {field.truncate} is kept; write {left}"
+        case _:
+            pass
+    return None
 
 
 def _can_hold(field: AnyField, condition: Condition) -> bool:
@@ -498,23 +514,22 @@ def _as_kept(field: AnyField, value: Value) -> object:
 
 
 def _why_never_equal(field: AnyField, value: Value) -> str | None:
-    wanted: str | None
+    wanted: str | None = None
+    if (words := words_of(field)) is not None:
+        if value in [word for word in words if type(word) is type(value)]:
+            return None
+        return f"is never {shown(value)}{did_you_mean(str(value), tuple(dict.fromkeys(map(str, words))))}"
     match field:
         case IntField() | DecimalField():
             wanted = None if isinstance(value, int | Decimal) and not isinstance(value, bool) else "a number"
         case BoolField():
             wanted = None if isinstance(value, bool) else "true or false"
-        case EnumField():
-            words = [word for word in field.of.values() if type(word) is type(value)]
-            if value in words:
-                return None
-            return (
-                f"is never {shown(value)}{did_you_mean(str(value), tuple(dict.fromkeys(map(str, field.of.values()))))}"
-            )
         case TimestampField():
             wanted = None if _is_instant(value) else "a time, as 2026-12-01T00:00:00Z"
         case DateField():
             wanted = None if _is_date(value) else "a date, as 2026-12-01"
+        case EnumField() | ConstField():
+            wanted = None  # their words are judged above
         case UuidField() | CodeField():
             wanted = None if isinstance(value, str) else "a text"
     return f"is compared with {shown(value)}, but is of type {field.kind}; write {wanted}" if wanted else None

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from datetime import time, timedelta
 from decimal import Decimal
 from ipaddress import ip_address
+from itertools import pairwise
 from types import MappingProxyType
 from typing import Annotated, Any, Final, Literal, NamedTuple, Self, TypeVar
 from urllib.parse import urlsplit
@@ -46,7 +47,7 @@ from connectors.settings import (
     shown,
     written,
 )
-from gateway.config_patterns import characters_of, why_unsafe
+from gateway.config_patterns import MOST_WAYS, characters_of, ways_of, why_unsafe
 
 
 class Contradiction(NamedTuple):
@@ -793,12 +794,77 @@ class KeptField(Entry):
             yield Contradiction(("max",), f"is for lists; write type: [{self.kind}], or leave it out")
 
 
+_NO_FREE_TEXT: Final = re.compile(r"[^\s@\x00-\x1f\x7f]{1,64}")
+
+
+def _without_spaces(kept: Raw) -> Raw:
+    if isinstance(kept, str) and not _NO_FREE_TEXT.fullmatch(kept):
+        raise ValueError(f'is {shown(kept)}, but what is kept has no space and no @; write {{"as sent": as_kept}}')
+    return kept
+
+
+Word = Annotated[Raw, AfterValidator(_without_spaces)]
+"""A word of the policy's own: what a partner sends never gets into it."""
+
+
 class _CanBePseudonym(KeptField):
     token: Domain | None = None
     """Keep a keyed pseudonym instead, which is stable inside this domain."""
 
 
-class IntField(_CanBePseudonym):
+class _CanBeLookedUp(_CanBePseudonym):
+    lookup: (
+        Annotated[
+            Mapping[Raw, Word],
+            Field(min_length=1, max_length=1000),
+            AfterValidator(MappingProxyType),
+            WithJsonSchema({"type": "object", "minProperties": 1}),
+        ]
+        | None
+    ) = None
+    """Keep a word of your own instead: which one for each value; what it does not name is a 422."""
+    otherwise: Word | None = None
+    """With lookup: the word for every value that it does not name."""
+
+    def contradictions(self) -> Iterator[Contradiction]:
+        yield from super().contradictions()
+        yield from self._about_lookup()
+
+    def _about_lookup(self) -> Iterator[Contradiction]:
+        if self.otherwise is not None and self.lookup is None:
+            yield Contradiction(("otherwise",), "is what a lookup does not name; add lookup: {…}", (("lookup",),))
+        if self.lookup is not None and self.token is not None:
+            problem = "is given beside token, but only one of them can be kept; leave one out"
+            yield Contradiction(("lookup",), problem, (("token",),))
+        for value in self.lookup or ():
+            if why := self._why_never_looked_up(value):
+                yield Contradiction(("lookup", value), why)
+
+    def _why_never_looked_up(self, value: Raw) -> str | None:
+        """Why this field never has `value`, as the rest of a sentence with the mend."""
+        raise NotImplementedError
+
+
+def _exact_number(given: object) -> object:
+    return Decimal(repr(given)) if isinstance(given, float) else given
+
+
+def _edges(given: tuple[int | Decimal, ...]) -> tuple[int | Decimal, ...]:
+    if not all(low < high for low, high in pairwise(given)):
+        raise ValueError("is in no order; write each edge once, from the lowest to the highest, as [0, 18, 65]")
+    return given
+
+
+Buckets = Annotated[
+    tuple[Annotated[int | Decimal, BeforeValidator(_exact_number)], ...],
+    Field(min_length=1, max_length=100),
+    AfterValidator(_edges),
+    WithJsonSchema({"type": "array", "items": {"type": "number"}, "minItems": 1, "maxItems": 100}),
+]
+"""Lower edges, from the lowest to the highest."""
+
+
+class IntField(_CanBeLookedUp):
     """A whole number."""
 
     type: Literal["int"] | tuple[Literal["int"]] = Field(description=KIND)
@@ -806,14 +872,33 @@ class IntField(_CanBePseudonym):
     """The smallest that is taken."""
     max: int | None = None
     """The largest that is taken; of a list, the most items (default: 100)."""
+    bucket: Buckets | None = None
+    """Keep only the highest of these edges that it reaches, as [0, 1000, 5000]; below the first is a 422."""
 
     def contradictions(self) -> Iterator[Contradiction]:
+        yield from self._about_lookup()
+        for index, edge in enumerate(self.bucket or ()):
+            if not isinstance(edge, int):
+                yield Contradiction(("bucket", index), f"is {edge}, but the edges of an int are whole numbers")
+        for key, given in (("token", self.token), ("lookup", self.lookup)):
+            if self.bucket is not None and given is not None:
+                yield Contradiction(
+                    ("bucket",), f"is given beside {key}, but only one of them can be kept; leave one out", ((key,),)
+                )
         if self.many and self.max is not None and not 1 <= self.max <= 1000:
             yield Contradiction(("max",), f"is {self.max}, but a list has 1 to 1000 items; correct it")
         if not self.many and self.min is not None and self.max is not None and self.max < self.min:
             yield Contradiction(
                 ("max",), f"is {self.max}, less than min, so that no number is taken; correct one of them", (("min",),)
             )
+
+    def _why_never_looked_up(self, value: Raw) -> str | None:
+        if type(value) is not int:
+            return "is no whole number, so nothing is ever looked up by it; write one"
+        most = None if self.many else self.max
+        if (self.min is not None and value < self.min) or (most is not None and value > most):
+            return "is not between min and max, so nothing is ever looked up by it; leave it out"
+        return None
 
 
 class DecimalField(KeptField):
@@ -822,15 +907,20 @@ class DecimalField(KeptField):
     type: Literal["decimal"] | tuple[Literal["decimal"]] = Field(description=KIND)
     round: int | None = Field(default=None, ge=0, le=12)
     """Round to so many decimals."""
+    bucket: Buckets | None = None
+    """Keep only the highest of these edges that it reaches, as [0, 36.5, 38]; below the first is a 422."""
+
+    def contradictions(self) -> Iterator[Contradiction]:
+        yield from super().contradictions()
+        if self.bucket is not None and self.round is not None:
+            problem = "is given beside round, but only one of them can be kept; leave one out"
+            yield Contradiction(("bucket",), problem, (("round",),))
 
 
 class BoolField(KeptField):
     """true or false."""
 
     type: Literal["bool"] | tuple[Literal["bool"]] = Field(description=KIND)
-
-
-_NO_FREE_TEXT: Final = re.compile(r"[^\s@\x00-\x1f\x7f]{1,64}")
 
 
 def _kept_words(given: object) -> object:
@@ -842,18 +932,12 @@ def _kept_words(given: object) -> object:
     return {word: word for word in given}
 
 
-def _without_spaces(kept: Raw) -> Raw:
-    if isinstance(kept, str) and not _NO_FREE_TEXT.fullmatch(kept):
-        raise ValueError(f'is {shown(kept)}, but what is kept has no space and no @; write {{"as sent": as_kept}}')
-    return kept
-
-
 class EnumField(_CanBePseudonym):
     """One of a few words."""
 
     type: Literal["enum"] | tuple[Literal["enum"]] = Field(description=KIND)
     of: Annotated[
-        Mapping[Raw, Annotated[Raw, AfterValidator(_without_spaces)]],
+        Mapping[Raw, Word],
         Field(min_length=1, max_length=1000),
         BeforeValidator(_kept_words),
         AfterValidator(MappingProxyType),
@@ -862,22 +946,31 @@ class EnumField(_CanBePseudonym):
     """The words that are taken: a list, or what each is kept as."""
 
 
-class UuidField(_CanBePseudonym):
+class UuidField(_CanBeLookedUp):
     """A UUID."""
 
     type: Literal["uuid"] | tuple[Literal["uuid"]] = Field(description=KIND)
+
+    def _why_never_looked_up(self, value: Raw) -> str | None:
+        if isinstance(value, str) and re.fullmatch(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", value):
+            return None
+        return "is no UUID in small letters, so nothing is ever looked up by it; write it as it is kept"
 
 
 class TimestampField(KeptField):
     """A moment; without a zone it is UTC, as Odoo means it."""
 
     type: Literal["timestamp"] | tuple[Literal["timestamp"]] = Field(description=KIND)
+    truncate: Literal["second", "minute", "hour", "day", "month", "year"] | None = None
+    """Keep only this much of it: the moment at which its second, minute, hour, day, month or year began, in UTC."""
 
 
 class DateField(KeptField):
     """A day."""
 
     type: Literal["date"] | tuple[Literal["date"]] = Field(description=KIND)
+    truncate: Literal["month", "year"] | None = None
+    """Keep only this much of it: the first day of its month or year."""
 
 
 def _safe_pattern(pattern: str) -> str:
@@ -886,7 +979,7 @@ def _safe_pattern(pattern: str) -> str:
     return pattern
 
 
-class CodeField(_CanBePseudonym):
+class CodeField(_CanBeLookedUp):
     """A short text that its pattern describes from end to end; never free text."""
 
     type: Literal["code"] | tuple[Literal["code"]] = Field(description=KIND)
@@ -895,14 +988,51 @@ class CodeField(_CanBePseudonym):
     max_length: int = Field(default=64, ge=1, le=256)
     """The most characters."""
 
+    def contradictions(self) -> Iterator[Contradiction]:
+        yield from super().contradictions()
+        if self.many and ways_of(self.pattern) * self.most > MOST_WAYS:
+            problem = (
+                f"can read one text in {ways_of(self.pattern)} ways, so a list of {self.most} bad ones keeps the door busy; "
+                "put a separator between parts that take the same characters, or lower max"
+            )
+            yield Contradiction(("pattern",), problem, (("max",),))
+
+    def _why_never_looked_up(self, value: Raw) -> str | None:
+        if isinstance(value, str) and len(value) <= self.max_length and re.fullmatch(self.pattern, value, re.ASCII):
+            return None
+        return "is nothing that the pattern matches, so nothing is ever looked up by it; correct one of them"
+
+
+class ConstField(Entry):
+    """A word of the policy's own that every event gets; nothing is read for it."""
+
+    const: Word
+    """What is kept, whatever was posted."""
+
+    @property
+    def kind(self) -> str:
+        return "const"
+
+    @property
+    def many(self) -> bool:
+        return False
+
+    @property
+    def optional(self) -> bool:
+        return False
+
 
 def _tag(given: object) -> str | None:
+    if isinstance(given, ConstField) or (isinstance(given, Mapping) and "const" in given and "type" not in given):
+        return "<const>"
     kind = given.get("type") if isinstance(given, Mapping) else getattr(given, "type", None)
     if isinstance(kind, list | tuple) and len(kind) == 1:
         kind = kind[0]
     return f"<{kind}>" if isinstance(kind, str) else None
 
 
+ReadField = IntField | DecimalField | BoolField | EnumField | UuidField | TimestampField | DateField | CodeField
+"""What is read from a body."""
 AnyField = Annotated[
     Annotated[IntField, Tag("<int>")]
     | Annotated[DecimalField, Tag("<decimal>")]
@@ -911,10 +1041,29 @@ AnyField = Annotated[
     | Annotated[UuidField, Tag("<uuid>")]
     | Annotated[TimestampField, Tag("<timestamp>")]
     | Annotated[DateField, Tag("<date>")]
-    | Annotated[CodeField, Tag("<code>")],
+    | Annotated[CodeField, Tag("<code>")]
+    | Annotated[ConstField, Tag("<const>")],
     Discriminator(_tag),
 ]
 FIELD_TYPES: Final = ("int", "decimal", "bool", "enum", "uuid", "timestamp", "date", "code")
+
+
+def words_of(field: AnyField) -> tuple[Raw, ...] | None:
+    """All that can be kept of `field`, where these are words of the policy's own; None where they are not."""
+    match field:
+        case ConstField():
+            return (field.const,)
+        case EnumField(token=None):
+            return tuple(dict.fromkeys(field.of.values()))
+        case IntField() | UuidField() | CodeField() if field.lookup is not None:
+            others = () if field.otherwise is None else (field.otherwise,)
+            return tuple(dict.fromkeys((*field.lookup.values(), *others)))
+        case _:
+            return None
+
+
+def is_pseudonym(field: AnyField) -> bool:
+    return isinstance(field, IntField | EnumField | UuidField | CodeField) and field.token is not None
 
 
 class FacilityRule(Settings):
@@ -958,6 +1107,11 @@ class Policy(Named):
     """The fields that are kept, by name."""
     dedup: tuple[str, ...] | None = Field(default=None, min_length=1)
     """The fields that make two posts the same event, where the sender signs no id."""
+
+    @property
+    def paths(self) -> Mapping[str, str]:
+        """Where each kept field stands in the body; one that is const stands nowhere."""
+        return {name: field.from_ for name, field in self.keep.items() if not isinstance(field, ConstField)}
 
     def contradictions(self) -> Iterator[Contradiction]:
         for name, field in self.keep.items():
@@ -1004,7 +1158,7 @@ class Policy(Named):
         taken: dict[str, tuple[str, ...]] = {path: ("match", path) for path in self.match}
         if self.facility:
             taken[self.facility.from_] = ("facility", "from")
-        taken |= {field.from_: ("keep", name, "from") for name, field in self.keep.items()}
+        taken |= {path: ("keep", name, "from") for name, path in self.paths.items()}
         for path, place in taken.items():
             for above in _paths_above(path):
                 if above in taken:
@@ -1024,9 +1178,10 @@ def _unfit_for_subject(field: AnyField) -> str | None:
 
 
 def _unfit_for_type(field: AnyField) -> str | None:
+    words = words_of(field)
     match field:
-        case EnumField(token=None):
-            fits = all(_IN_A_TYPE.fullmatch(str(word)) for word in field.of.values())
+        case _ if words is not None:
+            fits = all(_IN_A_TYPE.fullmatch(str(word)) for word in words)
         case CodeField(token=None):
             characters = characters_of(field.pattern)
             fits = characters is not None and all(map(_IN_A_TYPE.fullmatch, characters))
@@ -1048,10 +1203,6 @@ def _paths_above(path: str) -> Iterator[str]:
 
 
 # ── routes ─────────────────────────────────────────────────────────────────────────────────────────
-
-
-def _exact_number(given: object) -> object:
-    return Decimal(repr(given)) if isinstance(given, float) else given
 
 
 Value = Annotated[str | int | bool | Decimal, BeforeValidator(_exact_number)]

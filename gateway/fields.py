@@ -8,7 +8,8 @@ hold a NUL, a control character, a lone surrogate or a sentence.
 import hashlib
 import hmac
 import re
-from collections.abc import Callable, Mapping
+from bisect import bisect_right
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import date, datetime, timedelta
 from decimal import ROUND_HALF_UP, Context, Decimal
@@ -18,13 +19,13 @@ from typing import Any, assert_never
 import msgspec
 
 from gateway.config_sections import (
-    AnyField,
     BoolField,
     CodeField,
     DateField,
     DecimalField,
     EnumField,
     IntField,
+    ReadField,
     TimestampField,
     UuidField,
 )
@@ -47,15 +48,29 @@ class Rule:
     false: bool = False  # whether `false` is a value here; elsewhere Odoo means "empty" by it
 
 
-def rule_of(field: AnyField, *, key: bytes) -> Rule:
+def rule_of(field: ReadField, *, key: bytes) -> Rule:
     """How `field` is kept; `key` is the key of pseudonyms."""
     rule = _rule_of_one(field)
-    if isinstance(field, IntField | EnumField | UuidField | CodeField) and field.token is not None:
-        rule = _token(rule, field.token, key)
+    match field:
+        case (
+            IntField(token=str(domain))
+            | EnumField(token=str(domain))
+            | UuidField(token=str(domain))
+            | CodeField(token=str(domain))
+        ):
+            rule = _token(rule, domain, key)
+        case IntField() | UuidField() | CodeField() if field.lookup is not None:
+            rule = _look_up(rule, field.lookup, field.otherwise)
+        case IntField() | DecimalField() if field.bucket is not None:
+            rule = _bucket(rule, field.bucket, as_text=isinstance(field, DecimalField))
+        case TimestampField() | DateField() if field.truncate is not None:
+            rule = _cut(rule, field.truncate)
+        case _:
+            pass
     return _list(rule, field.most) if field.many else rule
 
 
-def _rule_of_one(field: AnyField) -> Rule:
+def _rule_of_one(field: ReadField) -> Rule:
     match field:
         case IntField():
             return _int(field.min, None if field.many else field.max)
@@ -264,6 +279,65 @@ def _token(rule: Rule, domain: str, key: bytes) -> Rule:
         digest = keyed.copy()
         digest.update(as_text(kept).encode())
         return "t1." + _base32(digest.digest())
+
+    return replace(rule, keep=keep)
+
+
+def _look_up(rule: Rule, words: Mapping[Scalar, Scalar], otherwise: Scalar | None) -> Rule:
+    """The policy's word for the value instead of the value."""
+    plain = rule.keep
+
+    def keep(value: object) -> Scalar | None:
+        kept = plain(value)
+        if kept is None:
+            return None
+        word = words.get(kept, otherwise)  # type: ignore[call-overload]  # a scalar
+        if word is None:
+            raise Unfit
+        return word  # type: ignore[no-any-return]
+
+    return replace(rule, keep=keep, must=rule.must if otherwise is not None else f"{rule.must} that the policy names")
+
+
+def _bucket(rule: Rule, edges: Sequence[int | Decimal], *, as_text: bool) -> Rule:
+    """The highest of these lower edges that the value reaches."""
+    words = [format(Decimal(edge), "f") if as_text else edge for edge in edges]
+    plain = rule.keep
+
+    def keep(value: object) -> object:
+        kept = plain(value)
+        if kept is None:
+            return None
+        place = bisect_right(edges, Decimal(str(kept)))
+        if not place:
+            raise Unfit
+        return words[place - 1]
+
+    return replace(rule, keep=keep, must=f"{rule.must}, and at least {edges[0]}")
+
+
+_KEPT_OF = {  # how much of a timestamp or date is left of it, and what stands for the rest
+    "year": (4, "-01-01T00:00:00Z"),
+    "month": (7, "-01T00:00:00Z"),
+    "day": (10, "T00:00:00Z"),
+    "hour": (13, ":00:00Z"),
+    "minute": (16, ":00Z"),
+    "second": (19, "Z"),
+}
+
+
+def cut(kept: str, unit: str) -> str:
+    """A kept timestamp or date as it is at the beginning of its year, month, …"""
+    length, rest = _KEPT_OF[unit]
+    return kept[:length] + (rest if "T" in kept else rest.partition("T")[0])
+
+
+def _cut(rule: Rule, unit: str) -> Rule:
+    plain = rule.keep
+
+    def keep(value: object) -> str | None:
+        kept = plain(value)
+        return None if kept is None else cut(str(kept), unit)
 
     return replace(rule, keep=keep)
 

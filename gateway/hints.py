@@ -45,7 +45,7 @@ def fields_by_model(policies: Iterable[Policy]) -> dict[str, tuple[str, ...]]:
     found: dict[str, dict[str, None]] = {}
     for policy in policies:
         model = policy.match[MODEL]
-        paths = [*policy.match, *(field.from_ for field in policy.keep.values())]
+        paths = [*policy.match, *policy.paths.values()]
         paths += [policy.facility.from_] if policy.facility else []
         found.setdefault(str(model), {}).update(dict.fromkeys(path for path in paths if path not in {MODEL, ID}))
     return {model: tuple(fields) for model, fields in found.items()}

@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 from msgspec.structs import astuple
 
-from gateway.config_sections import Policy
+from gateway.config_sections import ConstField, Policy
 from gateway.duplicate_keys import DuplicateKeys, Level, members_of
 from gateway.fields import Rule, Scalar, Unfit, as_text, instant, one_of, rule_of
 
@@ -92,7 +92,8 @@ class _Compiled:
     """One policy, ready to be applied."""
 
     def __init__(self, policy: Policy, *, telling: set["_Path"], key: bytes) -> None:
-        rules = {name: (_path(field.from_), rule_of(field, key=key)) for name, field in policy.keep.items()}
+        fields = {name: field for name, field in policy.keep.items() if not isinstance(field, ConstField)}
+        rules = {name: (_path(field.from_), rule_of(field, key=key)) for name, field in fields.items()}
         sites = {raw: as_text(site) for raw, site in policy.facility.of.items()} if policy.facility else {}
         place = (_path(policy.facility.from_), one_of(sites)) if policy.facility else None
         uses = [*rules.values(), *([place] if place else [])]
@@ -102,8 +103,13 @@ class _Compiled:
         self._read = _reader(types)
         self._match = [_Match([*types].index(_path(name)), wanted) for name, wanted in policy.match.items()]
         self._fields = [
-            (name, _Taken(path, rule, types=types, optional=policy.keep[name].optional))
-            for name, (path, rule) in rules.items()
+            (
+                name,
+                _Constant(field.const)
+                if isinstance(field, ConstField)
+                else _Taken(*rules[name], types=types, optional=field.optional),
+            )
+            for name, field in policy.keep.items()
         ]
         self._facility = _Taken(*place, types=types, optional=False) if place else None
         self._type = _Template(policy.type)
@@ -194,6 +200,16 @@ class _Taken:
         if kept is None and not self._optional:
             raise _Refused(Unmet(f"{self._path} is missing"))
         return kept
+
+
+class _Constant:
+    """A word of the policy's own, whatever the body is."""
+
+    def __init__(self, word: Scalar) -> None:
+        self._word = word
+
+    def of(self, given: "_Given") -> Scalar:  # noqa: ARG002  # as _Taken
+        return self._word
 
 
 class _Template:

@@ -35,7 +35,7 @@ from connectors.settings import (
     written_size,
 )
 from gateway.config import Config, ConfigurationError, Hmac, OdooNative, StandardWebhooks, load, schema
-from gateway.config_patterns import LONGEST_CODE, characters_of, why_unsafe
+from gateway.config_patterns import LONGEST_CODE, characters_of, ways_of, why_unsafe
 from gateway.config_sections import EnumField, IntField, Listen
 
 
@@ -495,7 +495,23 @@ MISTAKES = {
     "a value that is read inside of another": ("from: payment.total", "from: at.total", "at.total", 'policies.order.keep.total.from reads inside "at", which keep.at.from takes as a value; read one'),
     "a pattern that matches a space": ('"[A-Z]{3}"', '"[A-Z ]{3}"', "[A-Z ]", 'policies.order.keep.code.pattern is "[A-Z ]{3}", which can match a space, so it may be free text; name the characters, as [A-Z0-9-]'),
     "a pattern that runs for long": ('"[A-Z]{3}"', '"([A-Z]+)+"', "([A-Z]+)+", 'policies.order.keep.code.pattern is "([A-Z]+)+", which repeats a part that repeats or may be left out, where the next character does not tell which; write it as [0-9]+(-[0-9]+)*, with a separator first'),
+    "a list of codes that runs for long": ('type: code, pattern: "[A-Z]{3}"', 'type: [code], pattern: "[A-Z]*[A-Z0-9]*"', "[A-Z]*", "policies.order.keep.code.pattern can read one text in 257 ways, so a list of 100 bad ones keeps the door busy; put a separator between parts that take the same characters, or lower max", (", code: [ABC, DEF]}", "}")),
+    "a pseudonym of what is looked up": ("type: int, token: staff", "type: int, token: staff, lookup: {1: one}", "lookup", "policies.order.keep.buyer.lookup is given beside token, but only one of them can be kept; leave one out"),
+    "a word for others without a lookup": ("type: int, token: staff", "type: int, otherwise: other", "otherwise", "policies.order.keep.buyer.otherwise is what a lookup does not name; add lookup: {…}"),
+    "a lookup by what is never there": ("type: int, token: staff", "type: int, max: 5, lookup: {6: six}", "lookup", "policies.order.keep.buyer.lookup[6] is not between min and max, so nothing is ever looked up by it; leave it out"),
+    "a lookup by a text of what is a number": ("type: int, token: staff", "type: int, lookup: {'6': six}", "lookup", "policies.order.keep.buyer.lookup.6 is no whole number, so nothing is ever looked up by it; write one"),
+    "a lookup by what the pattern does not match": ('"[A-Z]{3}"', '"[A-Z]{3}", lookup: {EURO: euro}', "EURO", "policies.order.keep.code.lookup.EURO is nothing that the pattern matches, so nothing is ever looked up by it; correct one of them", (", code: [ABC, DEF]}", "}")),
+    "a looked up word with a space": ("type: int, token: staff", "type: int, lookup: {1: Maria Example}", "Maria", 'policies.order.keep.buyer.lookup[1] is "Maria Example", but what is kept has no space and no @; write {"as sent": as_kept}'),
+    "buckets in no order": ("type: int, token: staff", "type: int, bucket: [0, 65, 18]", "bucket", "policies.order.keep.buyer.bucket is in no order; write each edge once, from the lowest to the highest, as [0, 18, 65]"),
+    "buckets of an int with decimals": ("type: int, token: staff", "type: int, bucket: [0, 17.5]", "17.5", "policies.order.keep.buyer.bucket[1] is 17.5, but the edges of an int are whole numbers"),
+    "buckets of a pseudonym": ("type: int, token: staff", "type: int, token: staff, bucket: [0]", "bucket", "policies.order.keep.buyer.bucket is given beside token, but only one of them can be kept; leave one out"),
+    "buckets of what is rounded": ("type: decimal, round: 2", "type: decimal, round: 2, bucket: [0]", "bucket", "policies.order.keep.total.bucket is given beside round, but only one of them can be kept; leave one out", ("total: {gte: 10.5}, ", "")),
+    "a date that is cut to its hour": ("at: {from: at, type: timestamp}", "at: {from: at, type: timestamp}\n      on: {from: on, type: date, truncate: hour}", "hour", 'policies.order.keep.on.truncate is "hour", but must be month or year'),
+    "a constant that is free text": ("code: {from: code,", "system: {const: an erp}\n      code: {from: code,", "an erp", 'policies.order.keep.system.const is "an erp", but what is kept has no space and no @; write {"as sent": as_kept}'),
+    "a constant that is read": ("code: {from: code,", "system: {const: erp, from: system}\n      code: {from: code,", "from: system", "policies.order.keep.system.from is no key that is known here; there is const"),
     # routes
+    "a route of a bucket that no value is in": ("data: {total: {gte: 10.5}", "data: {total: {not: 7}", "total: {not", "routes.paid.when.data.total is never 7, for of it only 0, 5.5 can be kept; write one of them", ("round: 2", "bucket: [0, 5.5]")),
+    "a route of a moment that no value is": ("data: {total: {gte: 10.5}", "data: {at: 2026-12-01T10:00:00Z", "at: 2026", 'routes.paid.when.data.at is never "2026-12-01T10:00:00Z", for of it only the day is kept; write 2026-12-01T00:00:00Z', ("at, type: timestamp", "at, type: timestamp, truncate: day")),
     "a route to what is not there": ("to: [ledger]", "to: [ledgr]", "ledgr", 'routes.rest.to names "ledgr", but there is no such destination; did you mean "ledger"?'),
     "a route to no destination": ("to: [ledger]", "to: []", "to: []", "routes.rest.to is empty; write at least one"),
     "a route without to": ("    to: [ledger]\n", "", "rest:", "routes.rest.to is missing; add it"),
@@ -548,12 +564,15 @@ MISTAKES = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize(("old", "new", "at", "said"), MISTAKES.values(), ids=MISTAKES)
+@pytest.mark.parametrize("mistake", MISTAKES.values(), ids=MISTAKES)
 def test_a_mistake_is_named_with_file_line_key_and_mend(
-    mistakes: Callable[..., list[str]], old: str, new: str, at: str, said: str
+    mistakes: Callable[..., list[str]], mistake: tuple[Any, ...]
 ) -> None:
-    assert old in GOOD
-    text = GOOD.replace(old, new, 1)
+    old, new, at, said, *others = mistake
+    text = GOOD
+    for before, after in [(old, new), *others]:
+        assert before in text
+        text = text.replace(before, after, 1)
     line = text[: text.index(at)].count("\n") + 1
     assert mistakes(text) == [f"sluicegate.yaml:{line}: {said}"]
 
@@ -947,6 +966,10 @@ def test_a_pattern_that_says_what_a_code_is_made_of_is_accepted(pattern: str) ->
         ("[\u00a0]", "U+00A0"),
         ("[\u2000-\u200f]", "U+2000"),
         ("[\uff01-\uff5e]", "U+FF20"),
+        ("[\u2800-\u28ff]", "U+2800"),
+        ("[\u3131-\u3164]", "U+3164"),
+        ("A\ufe0f?", "U+FE0F"),
+        ("[\ue000-\uf8ff]", "U+E000"),
         (".*", '"."'),
         ("\\s", "not"),
         ("\\S+", "not"),
@@ -1012,6 +1035,17 @@ def test_an_accepted_pattern_is_done_soon_with_any_text(data: st.DataObject) -> 
     began = time.process_time()
     re.fullmatch(pattern, text)
     assert time.process_time() - began < 0.5
+
+
+@settings(max_examples=300, deadline=None)
+@given(PATTERNS.filter(lambda drawn: why_unsafe(drawn) is None))
+def test_a_pattern_takes_no_longer_than_its_ways_allow(pattern: str) -> None:
+    """What is counted bounds what the matcher does: one way costs no more than a walk through the text."""
+    matches = re.compile(pattern, re.ASCII).fullmatch
+    began = time.process_time()
+    for piece in ("a", "ab", "0", "a-", "A"):
+        matches((piece * LONGEST_CODE)[: LONGEST_CODE - 1] + "!")
+    assert time.process_time() - began < 0.1 + 0.00002 * ways_of(pattern)
 
 
 def test_the_characters_of_a_pattern_are_known_where_they_are_few() -> None:

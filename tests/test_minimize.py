@@ -666,6 +666,77 @@ def test_a_pseudonym_hangs_on_the_key_and_on_nothing_else() -> None:
     assert accepted(minimized(other, "7")).data != {"it": kept("type: int, token: staff", "7")}
 
 
+# ── less than what was posted ──────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(
+    ("unit", "expected"),
+    [
+        ("second", "2026-07-14T21:34:57Z"),
+        ("minute", "2026-07-14T21:34:00Z"),
+        ("hour", "2026-07-14T21:00:00Z"),
+        ("day", "2026-07-14T00:00:00Z"),
+        ("month", "2026-07-01T00:00:00Z"),
+        ("year", "2026-01-01T00:00:00Z"),
+    ],
+)
+def test_of_a_truncated_moment_only_its_beginning_in_utc_is_kept(unit: str, expected: str) -> None:
+    field = f"type: timestamp, truncate: {unit}"
+    assert kept(field, '"2026-07-14T23:34:57.955067+02:00"') == expected
+    assert (
+        kept(f"type: [timestamp], truncate: {unit}", '["2026-07-14 21:34:57", "2026-07-14T21:34:57.5Z"]')
+        == [expected] * 2
+    )
+    found = minimized(policy(f"it: {{from: it, {field}}}", time='"{it}"'), '"2026-07-14 21:34:57"')
+    assert accepted(found).time == datetime.fromisoformat(expected)
+    assert isinstance(kept(field, '"2026-07"'), Unmet)
+
+
+def test_of_a_truncated_date_only_its_month_or_year_is_kept() -> None:
+    assert kept("type: date, truncate: month", '"1980-07-14"') == "1980-07-01"
+    assert kept("type: date, truncate: year", '"1980-07-14"') == "1980-01-01"
+    assert isinstance(kept("type: date, truncate: year", '"1980"'), Unmet)
+    assert kept("type: date, truncate: year, optional: true", "null") is None
+
+
+def test_of_a_number_only_the_edge_of_its_bucket_is_kept() -> None:
+    field = "type: int, bucket: [0, 18, 65]"
+    assert [kept(field, n) for n in ("0", "17", "18", "64", "65", "999999999999999999999")] == [0, 0, 18, 18, 65, 65]
+    assert kept(field, "-1") == Unmet("it must be an integer, and at least 0")
+    assert kept("type: [int], bucket: [0, 18]", "[3, 18, 30]") == [0, 18, 18]
+    decimals = "type: decimal, bucket: [-5, 36.5, 38]"
+    assert [kept(decimals, n) for n in ("-5", "36.4999999999999999999", "36.50", '"38"', "1e30")] == [
+        "-5",
+        "-5",
+        "36.5",
+        "38",
+        "38",
+    ]
+    assert isinstance(kept(decimals, "-5.0000000000000000000000000001"), Unmet)
+    assert kept("type: int, bucket: [0], optional: true", "false") is None
+
+
+def test_of_a_value_that_is_looked_up_only_the_policys_word_is_kept() -> None:
+    field = "type: int, lookup: {101: surgery, 102: surgery, 201: 7}"
+    assert [kept(field, n) for n in ("101", "102", "201")] == ["surgery", "surgery", 7]
+    assert kept(field, "103") == Unmet("it must be an integer that the policy names")
+    assert kept(f"{field}, otherwise: other", "103") == "other"
+    assert isinstance(kept(f"{field}, otherwise: other", '"CANARY"'), Unmet)
+    assert kept(f"{field}, otherwise: other, optional: true", "null") is None
+    code = "type: code, pattern: '[A-Z][0-9]{2}', lookup: {C50: oncology}, otherwise: false"
+    assert [kept(code, raw) for raw in ('"C50"', '"J11"')] == ["oncology", False]
+    identity = "0190a3f2-7b1c-7d3e-8f4a-5b6c7d8e9f00"
+    assert kept(f"type: [uuid], lookup: {{{identity}: main}}", f'["{identity.upper()}"]') == ["main"]
+
+
+def test_a_constant_is_kept_whatever_was_posted() -> None:
+    of = policy("system: {const: erp}, id: {from: id, type: int}", type="orders.{system}", subject='"{system}/{id}"')
+    found = accepted(of.minimize(b'{"id": 1, "system": "CANARY"}'))
+    assert found.data == {"system": "erp", "id": 1}
+    assert (found.type, found.subject, found.dropped) == ("orders.erp", "erp/1", ("system",))
+    assert accepted(policy("yes: {const: true}").minimize(b"{}")).data == {"yes": True}
+
+
 # ── whatever comes ─────────────────────────────────────────────────────────────────────────────────
 
 

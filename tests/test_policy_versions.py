@@ -51,3 +51,33 @@ def test_what_does_not_change_what_is_kept_needs_no_number(tmp_path: Path) -> No
     purpose = ("procurement approval", "approval of procurement")
     assert digest(written(tmp_path, "postgresql://nowhere/x", purpose).policies["purchase-order"]) == digest(before)
     assert digest(written(tmp_path, "postgresql://nowhere/x", CHANGED).policies["purchase-order"]) != digest(before)
+
+
+@pytest.mark.parametrize(
+    "transform",
+    [", bucket: [0, 5000]", ", round: 1", ", optional: true"],
+)
+def test_whatever_changes_what_is_kept_of_a_field_needs_a_number(tmp_path: Path, transform: str) -> None:
+    before = written(tmp_path, "postgresql://nowhere/x").policies["purchase-order"]
+    change = ("type: decimal}", f"type: decimal{transform}}}")
+    assert digest(written(tmp_path, "postgresql://nowhere/x", change).policies["purchase-order"]) != digest(before)
+
+
+def test_a_word_of_a_lookup_or_a_constant_that_changes_needs_a_number(tmp_path: Path) -> None:
+    digests = {
+        digest(
+            written(tmp_path, "postgresql://nowhere/x", ("amount:  {", f"{more}\n      amount:  {{")).policies[
+                "purchase-order"
+            ]
+        )
+        for more in (
+            "site: {from: site, type: int, lookup: {1: north}}",
+            "site: {from: site, type: int, lookup: {1: south}}",
+            "site: {from: site, type: int, lookup: {1: south}, otherwise: other}",
+            "site: {const: north}",
+            "site: {const: south}",
+            "day: {from: at, type: timestamp, truncate: day}",
+            "day: {from: at, type: timestamp, truncate: month}",
+        )
+    }
+    assert len(digests) == 7
