@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import assert_never
 
 from connectors import Blocked, Connector, Delivered, Duplicate, Outcome, Pending, Refused, Retry, Unknown
@@ -12,6 +12,7 @@ from gateway.config_sections import Destination
 from gateway.destinations import dropped, owed
 from gateway.partners import Partners
 from gateway.policy_versions import PolicyVersions
+from gateway.secrets_used import advice
 from observability.tracing import Tracing
 from outbox.database import Database, Unavailable, UnsuitableError, migrations_pending
 from outbox.embedded import running
@@ -19,6 +20,7 @@ from outbox.embedded_folder import EmbeddedError
 from outbox.fleet import Fleet, Process
 from outbox.pooler import refuse_pooler
 from outbox.records import Records, Standing
+from outbox.secret_uses import SecretUses
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,6 +67,7 @@ async def _stored(config: Config, dsn: str, how: str) -> list[Finding]:
         standings = await Records(database, configured=lambda: config.destinations).standings()
         changed = await PolicyVersions(database).changed(config.policies)
         processes = await Fleet(database).processes()
+        uses = await SecretUses(database).all()
     finally:
         await database.close()
     return [
@@ -76,6 +79,10 @@ async def _stored(config: Config, dsn: str, how: str) -> list[Finding]:
         ),
         *_retired(config, {each.name: each for each in standings}),
         *_fleet(config, processes),
+        *(
+            Finding(what=f"source {told.source}", good=True, doubtful=told.doubtful, says=told.says)
+            for told in advice(config, uses, datetime.now(UTC))
+        ),
     ]
 
 

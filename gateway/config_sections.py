@@ -7,7 +7,7 @@ in its `contradictions`, what entries say about each other in config_references.
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from datetime import time, timedelta
+from datetime import datetime, time, timedelta
 from decimal import Decimal
 from ipaddress import ip_address
 from itertools import pairwise
@@ -330,6 +330,14 @@ Handshake = Annotated[
 ]
 
 
+class Proof(NamedTuple):
+    """What may verify a post, by where it comes from, and when it counts."""
+
+    origin: str
+    not_before: datetime | None = None
+    not_after: datetime | None = None
+
+
 class Source(Named):
     """Who may post, to /hooks/NAME."""
 
@@ -349,6 +357,11 @@ class Source(Named):
     """What it asks once before it sends anything: a known sender's way, or the field that is echoed."""
     trust_trace: bool = False
     """Whether its traceparent becomes the parent of our trace; else it is only linked."""
+
+    @property
+    def proofs(self) -> tuple[Proof, ...]:
+        """Its secrets, by the places that a scheme tells."""
+        return ()
 
     @property
     def signs_url(self) -> bool:
@@ -391,6 +404,10 @@ class TimedSecret(Entry):
         alone = {"type": "string", "pattern": "^(env:[A-Za-z_][A-Za-z0-9_]*|file:.+)$"}
         return {"anyOf": [alone, handler.resolve_ref_schema(handler(schema))], "description": cls.__doc__}
 
+    @property
+    def proof(self) -> Proof:
+        return Proof(self.secret.origin, self.not_before, self.not_after)
+
     def contradictions(self) -> Iterator[Contradiction]:
         if self.not_before and self.not_after and self.not_after <= self.not_before:
             yield Contradiction(
@@ -427,6 +444,10 @@ def _named_with_origin(secret: Secret, check: Callable[[], object]) -> None:
 
 class _WithSecrets(Source):
     secrets: tuple[TimedSecret, ...]
+
+    @property
+    def proofs(self) -> tuple[Proof, ...]:
+        return tuple(timed.proof for timed in self.secrets)
 
     def contradictions(self) -> Iterator[Contradiction]:
         yield from super().contradictions()
@@ -536,6 +557,10 @@ class ApiKey(Source):
     keys: tuple[TimedApiKey, ...] = Field(min_length=1, max_length=8)
     """Any of these; each is id.secret."""
 
+    @property
+    def proofs(self) -> tuple[Proof, ...]:
+        return tuple(timed.proof for timed in self.keys)
+
     def contradictions(self) -> Iterator[Contradiction]:
         yield from super().contradictions()
         identities = [key.secret.reveal().partition(".")[0] for key in self.keys]
@@ -600,6 +625,10 @@ class HttpSignature(Source):
     """The parts that it must sign: headers in small letters, content-digest among them, @method, @path, @query, @authority, @target-uri."""
     tolerance: Tolerance = timedelta(minutes=5)
     """How far its clock may be from ours."""
+
+    @property
+    def proofs(self) -> tuple[Proof, ...]:
+        return tuple(timed.proof for timed in self.keys.values())
 
     @property
     def signs_url(self) -> bool:
@@ -722,6 +751,10 @@ class OdooNative(Source):
     """An Odoo among systems: of a post only _model and _id are believed, and what is kept is read again from there."""
     others: tuple[TimedUrlToken, ...] = Field(default=(), max_length=7)
     """Tokens that count beside it, while one takes the place of another."""
+
+    @property
+    def proofs(self) -> tuple[Proof, ...]:
+        return (Proof(self.token.origin), *(timed.proof for timed in self.others))
 
     def contradictions(self) -> Iterator[Contradiction]:
         yield from super().contradictions()

@@ -26,6 +26,7 @@ from gateway.problems import problem, unavailable
 from gateway.refusals import Refusals
 from gateway.request_body import Unacceptable, judge_head, read_body, within
 from gateway.routes import Owed, Routes
+from gateway.secrets_used import SecretsUsed
 from gateway.silence import Heard
 from gateway.slow_refusals import SlowRefusals
 from gateway.token_bucket import TokenBucket
@@ -71,6 +72,7 @@ class Intake:
         tracing: Tracing,
         refusals: Refusals,
         heard: Heard,
+        secrets_used: SecretsUsed,
         key: bytes,
         share: int = 1,
     ) -> None:
@@ -82,6 +84,7 @@ class Intake:
         self._tracing = tracing
         self._refusals = refusals
         self._heard = heard
+        self._secrets_used = secrets_used
         self._key = key
         self._keyed = {purpose: blake2b(key=key, person=purpose, digest_size=16) for purpose in PURPOSES}
         self._share = share
@@ -120,7 +123,10 @@ class Intake:
         if self._telling is not None:
             self._telling.cancel()
             self._telling = None
-        for door in self._sources.values():
+        for name, door in self._sources.items():
+            for place in door.counts.used:
+                if place < len(door.proofs):
+                    self._secrets_used.note(name, door.proofs[place].origin, self._clock.now())
             door.counts.tell()
 
     def _tell_soon(self) -> None:
@@ -413,6 +419,7 @@ class _Door:
         if isinstance(source, OdooNative) and source.reread is not None:
             self.policies = Hints(fields_by_model(accepted))
             self.rereads = Owed(name_of(source.name), ordered=True, give_up=None)
+        self.proofs = source.proofs
         self.takes_vouchers = isinstance(source, ClientCert)
         self.limit = None if source.limit is None else TokenBucket(per_second=source.limit.per_second / share)
         self._limits: dict[str | None, TokenBucket] = {}

@@ -32,6 +32,7 @@ from gateway.partners import Partners
 from gateway.policy_versions import PolicyVersions
 from gateway.problems import problems_only
 from gateway.refusals import Refusals
+from gateway.secrets_used import SecretsUsed
 from gateway.silence import Heard, Silence, expectation
 from gateway.waiting_room import AWAY, READ_ONLY
 from gateway.watchdog import Watchdog
@@ -181,6 +182,7 @@ class Service:
         self.letters = DeadLetters(self._operators_database, tracing=self.tracing)
         self.refusals = Refusals(self._operators_database, self.metrics)
         self.heard = Heard(self._operators_database)
+        self.secrets_used = SecretsUsed(self._operators_database, self.metrics)
         self.silence = Silence(
             self._operators_database,
             batch=self.batch,
@@ -201,6 +203,7 @@ class Service:
             tracing=self.tracing,
             refusals=self.refusals,
             heard=self.heard,
+            secrets_used=self.secrets_used,
             key=key_of(config),
             share=self._place.workers,
         )
@@ -328,6 +331,7 @@ class Service:
             Task("books", timedelta(seconds=15), self._report),
             Task("refusals", timedelta(seconds=1), self.refusals.flush),
             Task("heard", timedelta(seconds=5), self.heard.flush),
+            Task("secrets", timedelta(minutes=1), lambda: self.secrets_used.report(self._config)),
             Task("silence", timedelta(seconds=10), self.silence.watch),
         ]
 
@@ -410,6 +414,8 @@ class Service:
             async with asyncio.timeout(LAST_FLUSH.total_seconds()):
                 await self.refusals.flush()
                 await self.heard.flush()
+                self.intake.tell()
+                await self.secrets_used.flush()
 
     # ── HTTP ─────────────────────────────────────────────────────────────────────────────────────
 

@@ -1,5 +1,6 @@
 """Records as text for a terminal: aligned, in UTC, one line a thing."""
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple
@@ -180,7 +181,9 @@ def destinations(found: Sequence[DestinationLine]) -> str:
 
 
 def expectation(found: Expectation) -> str:
-    """Sources, with what is missing of their numbers; below them destinations that are expected to be in time."""
+    """Sources, with what is missing of their numbers; below them destinations that are expected to be in time, and
+    the secrets of sources that have several.
+    """
     numbers = {(line.source, line.facility): line for line in found.sequences}
     sources = [
         [
@@ -208,9 +211,17 @@ def expectation(found: Expectation) -> str:
         ]
         for line in found.destinations
     ]
-    if not late:
-        return told
-    return f"{told}\n\n{_list(['DESTINATION', 'STATE', 'WITHIN', 'OLDEST'], late, None, nothing='')}"
+    if late:
+        told += f"\n\n{_list(['DESTINATION', 'STATE', 'WITHIN', 'OLDEST'], late, None, nothing='')}"
+    several = {source for source, n in Counter(line.source for line in found.secrets).items() if n > 1}
+    rotated = [
+        [line.source, line.secret, second(line.last_used) if line.last_used else "never"]
+        for line in found.secrets
+        if line.source in several
+    ]
+    if rotated:
+        told += f"\n\n{_list(['SOURCE', 'SECRET', 'VERIFIED LAST'], rotated, None, nothing='')}"
+    return told
 
 
 def _missing(line: SequenceLine | None) -> str:

@@ -12,6 +12,7 @@ from gateway import own_events
 from gateway.config import Config
 from gateway.config_sections import DAYS, OWN_SOURCE, AnySource, Expected
 from gateway.routes import Routes
+from gateway.secrets_used import SecretLine, secret_lines
 from observability.metrics import Metrics
 from observability.names import LogEvent
 from outbox.announcements import Announcement, Announcements
@@ -22,6 +23,7 @@ from outbox.event import Event
 from outbox.expectations import Expectations, Party, Turn, Watched
 from outbox.intake_batch import IntakeBatch
 from outbox.records import Records, Standing
+from outbox.secret_uses import SecretUses
 from outbox.sequences import Counted, Sequences, Told
 from outbox.store import Arrival, Debt, Destination
 
@@ -265,6 +267,7 @@ class Expectation:
     sources: list[SourceLine]
     sequences: list[SequenceLine]
     destinations: list[LateLine]
+    secrets: list[SecretLine]
 
 
 async def expectation(database: Database, config: Config) -> Expectation:
@@ -291,6 +294,7 @@ async def expectation(database: Database, config: Config) -> Expectation:
             )
             for name, longest in sorted(within.items())
         ],
+        secrets=secret_lines(config, await SecretUses(database).all()),
     )
 
 

@@ -127,6 +127,12 @@ class Metrics:
             "source",
             "facility",
         )
+        self.secret_last_used = self._reported(
+            MetricName.SECRET_LAST_USED,
+            "When each of a source's secrets, by where it comes from, last verified a post: Unix time, to the minute.",
+            "source",
+            "origin",
+        )
         self.sequence_missing = self._reported(
             MetricName.SEQUENCE_MISSING,
             "Numbers missing in the sequence of a sender: messages that it sent, and that never came.",

@@ -50,6 +50,7 @@ class MetricName(StrEnum):
     REQUEST_SECONDS = "sluicegate_request_seconds"
     DROPPED_KEYS = "sluicegate_dropped_keys_total"
     SECRET_USED = "sluicegate_secret_used_total"  # noqa: S105 — a name, not a secret
+    SECRET_LAST_USED = "sluicegate_secret_last_used_timestamp_seconds"  # noqa: S105 — as that
     ATTEMPTS = "sluicegate_attempts_total"
     ATTEMPT_SECONDS = "sluicegate_attempt_seconds"
     DELIVERY_SECONDS = "sluicegate_delivery_seconds"

@@ -33,7 +33,7 @@ CANARY = "canary-7d1f-Maria-Example-1980"
 
 
 async def nothing_expected() -> Expectation:
-    return Expectation(sources=[], sequences=[], destinations=[])
+    return Expectation(sources=[], sequences=[], destinations=[], secrets=[])
 
 
 @dataclass

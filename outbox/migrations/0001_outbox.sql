@@ -259,6 +259,15 @@ CREATE TABLE heard (
     PRIMARY KEY (source, facility)
 ) WITH (fillfactor = 50);
 
+-- When each secret of a source last verified something, by where it comes from (env:NAME, file:PATH); never the secret.
+-- The doors write it once a minute at most, so that an old one can be retired.
+CREATE TABLE secret_uses (
+    source text        NOT NULL,
+    origin text        NOT NULL,
+    at     timestamptz NOT NULL,
+    PRIMARY KEY (source, origin)
+) WITH (fillfactor = 50);
+
 -- Who is expected to post ('' for a source as a whole), and since when somebody watches over it without a break.
 CREATE TABLE expectations (
     source        text        NOT NULL,
