@@ -49,6 +49,16 @@ class Audit:
     def __init__(self, database: Database) -> None:
         self._database = database
 
+    async def note(self, *, actor: str, action: str, target: str, reason: str) -> None:
+        """A deed that changes nothing else here."""
+        await self._database.execute(
+            "INSERT INTO audit (actor, action, target, reason, detail) VALUES ($1, $2, $3, $4, '{}')",
+            actor,
+            action,
+            target,
+            reason,
+        )
+
     async def deeds(
         self,
         *,

@@ -291,6 +291,20 @@ def list_sources(path: Path, **how: Any) -> None:
     click.echo(commands.list_sources(path, **how))
 
 
+@sources.command("diagnose")
+@options(configured, in_json)
+@click.argument("name")
+@click.option("--reason", default="why its posts are refused", help="Why you look; it goes into the audit.")
+@click.option("--minutes", type=click.FloatRange(0.05, 15), default=15.0, show_default=True, help="For how long.")
+@click.option("--requests", type=click.IntRange(1, 20), default=20, show_default=True, help="For how many requests.")
+def diagnose(path: Path, name: str, **how: Any) -> None:
+    """Watch what is refused of a source, and hear which common mistake would have verified.
+
+    Shows names and lengths of headers, never a value, and stores nothing but who looked.
+    """
+    commands.diagnose(path, name, tell=click.echo, **how)
+
+
 # ── destinations ─────────────────────────────────────────────────────────────────────────────────────
 
 

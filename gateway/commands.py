@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -31,7 +31,7 @@ from gateway.destinations import home_called, homes, lines, refuse_what_is_deliv
 from gateway.silence import Expectation, expectation
 from observability.failpoints import VARIABLE, FailpointsError, arm
 from observability.logs import configure
-from outbox.database import Database, Unavailable, UnsuitableError, migrations_pending
+from outbox.database import Database, Session, Unavailable, UnsuitableError, migrations_pending
 from outbox.database import migrate as apply
 from outbox.destinations import Destinations, UnknownDestinationError
 from outbox.embedded import beside, running
@@ -260,6 +260,32 @@ def list_sources(path: Path, *, in_json: bool) -> str:
     return as_json(found) if in_json else show.expectation(found)
 
 
+def diagnose(
+    path: Path, name: str, *, tell: Callable[[str], None], in_json: bool, reason: str, minutes: float, requests: int
+) -> None:
+    """Tells each finding as it comes; interrupting it ends it everywhere."""
+    from gateway import diagnosis  # noqa: PLC0415 — it knows every scheme, which takes its time
+
+    why = one_line(reason, "--reason")
+    config = load(path)
+    if name not in config.sources:
+        raise click.ClickException(f'There is no source "{name}"{did_you_mean(name, list(config.sources))}')
+
+    async def look(desk: Desk) -> int:
+        found = 0
+        await desk.audit.note(actor=me(), action="source.diagnose", target=name, reason=why)
+        async with desk.session() as session:
+            asking = lambda: None if in_json else tell(show.diagnosing(name, minutes, requests))  # noqa: E731
+            async for finding in diagnosis.ask(session, name, seconds=minutes * 60, requests=requests, asking=asking):
+                found += 1
+                tell(msgspec.json.encode(finding).decode() if in_json else show.finding(finding))
+        return found
+
+    with suppress(KeyboardInterrupt):
+        if not at_desk(path, look) and not in_json:
+            tell(f"Nothing of {name} was refused meanwhile.")
+
+
 # ── destinations ─────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -372,6 +398,7 @@ class Desk:
     audit: Audit
     tokens: Tokens
     expectation: Callable[[], Awaitable[Expectation]]
+    session: Callable[[], AbstractAsyncContextManager[Session]]
 
 
 def at_desk(path: Path, work: Callable[[Desk], Awaitable[Answer]]) -> Answer:
@@ -406,6 +433,7 @@ async def desk(config: Config) -> AsyncIterator[Desk]:
                 audit=Audit(database),
                 tokens=Tokens(database),
                 expectation=lambda: expectation(database, config),
+                session=database.session,
             )
         finally:
             await database.close()

@@ -17,6 +17,7 @@ from gateway.authenticate import Caller, Presented, Reason, Scheme, Unauthorized
 from gateway.authenticate.peer import Address, Network, client_address, is_within
 from gateway.config import Config
 from gateway.config_sections import AnySource, ClientCert, OdooNative
+from gateway.diagnosis import Diagnosis
 from gateway.handshake import LONGEST, Handshake, MalformedError
 from gateway.hints import Hints, fields_by_model, name_of
 from gateway.listening import Brief, Incoming, Post, on_unix_socket
@@ -73,6 +74,7 @@ class Intake:
         refusals: Refusals,
         heard: Heard,
         secrets_used: SecretsUsed,
+        diagnosis: Diagnosis,
         key: bytes,
         share: int = 1,
     ) -> None:
@@ -85,6 +87,7 @@ class Intake:
         self._refusals = refusals
         self._heard = heard
         self._secrets_used = secrets_used
+        self._diagnosis = diagnosis
         self._key = key
         self._keyed = {purpose: blake2b(key=key, person=purpose, digest_size=16) for purpose in PURPOSES}
         self._share = share
@@ -338,6 +341,7 @@ class Intake:
             case Unauthorized(reason=Reason() as reason, undecided=True):
                 raise Refusal(reason, unavailable("It could not be told who you are; nothing was stored. Try again."))
             case Unauthorized(reason=reason):
+                self._diagnosis.look(door.source.name, door.scheme, presented, reason)
                 raise Refusal(reason, _not_proven(), self._digest(b"body", body))
             case Caller() as caller:
                 door.counts.used[caller.secret] += 1

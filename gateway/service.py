@@ -25,6 +25,7 @@ from gateway import hints
 from gateway.api import api
 from gateway.config import Config, ConfigurationError
 from gateway.destinations import dropped, homes
+from gateway.diagnosis import Diagnosis
 from gateway.intake import Intake
 from gateway.listening import Listening
 from gateway.parties import lanes, parties
@@ -196,6 +197,7 @@ class Service:
         self.waker.dispatch_here(self.dispatcher.wake)
         if self._dispatching:
             self.outbox.hand_over_to(self.dispatcher.take)
+        self.diagnosis = Diagnosis(self._operators_database)
         self.intake = Intake(
             batch=self.batch,
             clock=self.clock,
@@ -204,10 +206,14 @@ class Service:
             refusals=self.refusals,
             heard=self.heard,
             secrets_used=self.secrets_used,
+            diagnosis=self.diagnosis,
             key=key_of(config),
             share=self._place.workers,
         )
         self._parts.push_async_callback(self.intake.close)
+        if self._gateway:
+            self.diagnosis.start()
+            self._parts.push_async_callback(self.diagnosis.stop)
         self.upkeep = Upkeep(self._tasks(), self.metrics)
         await self._adopt(config)
         self._parts.push_async_callback(self._close_partners)

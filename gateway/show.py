@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 
@@ -16,10 +16,40 @@ from gateway.silence import Expectation, SequenceLine
 from outbox.page import Page
 from outbox.records import AttemptRecord, EventRecord, EventSummary
 
+if TYPE_CHECKING:
+    from gateway.diagnosis import Finding
+
 
 def event_story(event: EventRecord, letters: Sequence[Letter] = (), deeds: Sequence[Deed] = ()) -> str:
     """One event: what it is, where its deliveries stand, and everything that happened to it in order."""
     return "\n".join([*_head(event), "", *_deliveries(event), "", *_timeline(event, letters, deeds)])
+
+
+def diagnosing(source: str, minutes: float, requests: int) -> str:
+    return (
+        f"Watching what is refused of {source}, for {minutes:g} minutes or {requests} requests; Ctrl-C ends it.\n"
+        "Post to it now."
+    )
+
+
+def finding(found: "Finding") -> str:
+    """A request that was refused: what can be said of it without a word of what it said."""
+    headers = ", ".join(f"{name} ({'+'.join(map(str, sizes))})" for name, sizes in sorted(found.headers.items()))
+    clock = (
+        "no time"
+        if found.clock is None
+        else f"{abs(found.clock):g} s {'ahead of' if found.clock > 0 else 'behind'} ours"
+    )
+    said = found.mistakes or ["nothing is signed here that could be looked at"]
+    return "\n".join(
+        [
+            f"\n{second(found.at)}  {found.reason}",
+            *(f"  → {mistake}" for mistake in said),
+            f"  its clock   {clock}",
+            f"  body        {found.body} bytes",
+            f"  headers     {headers}",
+        ]
+    )
 
 
 def events(found: Page[EventSummary]) -> str:

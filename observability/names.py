@@ -115,6 +115,7 @@ class LogEvent(StrEnum):
     CLOCK_SKEWED = "clock.skewed"
 
     EVENT_UNROUTED = "event.unrouted"
+    DIAGNOSIS_BEGUN = "diagnosis.begun"
     HANDSHAKE_ANSWERED = "handshake.answered"
     REQUEST_REFUSED = "request.refused"
     REQUEST_FAILED = "request.failed"

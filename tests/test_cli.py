@@ -191,7 +191,7 @@ def test_these_are_the_commands() -> None:
         "serve", "check", "migrate", "postgres", "send", "demo", "events list", "events show", "dead-letters list",
         "dead-letters causes", "dead-letters show", "dead-letters replay", "dead-letters discard", "destinations list",
         "destinations hold", "destinations release", "connectors list", "config schema", "token create", "token list",
-        "token revoke", "destinations reassign", "destinations discard", "sources list",
+        "token revoke", "destinations reassign", "destinations discard", "sources list", "sources diagnose",
     }  # fmt: skip
 
 

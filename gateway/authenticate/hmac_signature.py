@@ -6,6 +6,7 @@ import re
 from datetime import timedelta
 
 from connectors.mac import Mac
+from gateway.authenticate.mistakes import Signing
 from gateway.authenticate.presented import Caller, Presented, Reason, Unauthorized, is_id
 from gateway.authenticate.timed_keys import TimedKeys
 from gateway.config_sections import Hmac
@@ -19,6 +20,7 @@ class HmacScheme:
         self._tolerance = source.tolerance or timedelta()
         self._keys = TimedKeys(source.secrets, lambda secret: Mac(secret.bytes, self._algorithm))
         self._literals, self._names = _parts_of(source.signed)
+        self._secrets = [timed.secret for timed in source.secrets]
 
     async def authenticate(self, presented: Presented) -> Caller | Unauthorized:
         given = presented.once(*self._headers.values())
@@ -66,6 +68,28 @@ class HmacScheme:
         if following := self._literals[place].decode():
             return following in message_id
         return self._names[place : place + 1] == ["timestamp"] and message_id[-1].isdigit()
+
+    def signing(self, presented: Presented) -> Signing | None:
+        given = presented.once(*self._headers.values())
+        if isinstance(given, Unauthorized):
+            return None
+        values = dict(zip(self._headers, given, strict=True))
+
+        def message(body: bytes, timestamp: str) -> bytes:
+            said = values | {"timestamp": timestamp}
+            return self._message({name: value.encode() for name, value in said.items()} | {"body": body})
+
+        return Signing(
+            secrets=[secret.reveal() for secret in self._secrets],
+            key_of=str.encode,
+            algorithm=self._algorithm,
+            encoding=self._encoding,
+            prefix=self._prefix,
+            given=[values["signature"]],
+            body=presented.body,
+            timestamp=values.get("timestamp"),
+            message=message,
+        )
 
     async def close(self) -> None:
         """Holds nothing."""

@@ -7,7 +7,8 @@ what they sign is accepted.
 import hmac
 
 from connectors.mac import Mac
-from connectors.standard_webhooks import signature, signed
+from connectors.standard_webhooks import decode_secret, signature, signed
+from gateway.authenticate.mistakes import Signing
 from gateway.authenticate.presented import Caller, Presented, Reason, Unauthorized, is_id
 from gateway.authenticate.timed_keys import TimedKeys
 from gateway.config_sections import StandardWebhooks
@@ -17,6 +18,7 @@ class StandardWebhooksScheme:
     def __init__(self, source: StandardWebhooks) -> None:
         self._keys = TimedKeys(source.secrets, lambda secret: Mac(secret.signing_key()))
         self._tolerance = source.tolerance
+        self._secrets = [timed.secret for timed in source.secrets]
 
     async def authenticate(self, presented: Presented) -> Caller | Unauthorized:
         given = presented.once("webhook-id", "webhook-timestamp", "webhook-signature")
@@ -45,6 +47,23 @@ class StandardWebhooksScheme:
         if verified is None:
             return Unauthorized(Reason.WRONG_SIGNATURE)
         return Caller(signed_id=message_id, secret=verified)
+
+    def signing(self, presented: Presented) -> Signing | None:
+        given = presented.once("webhook-id", "webhook-timestamp", "webhook-signature")
+        if isinstance(given, Unauthorized):
+            return None
+        message_id, timestamp, signatures = given
+        return Signing(
+            secrets=[secret.reveal() for secret in self._secrets],
+            key_of=decode_secret,
+            algorithm="sha256",
+            encoding="base64",
+            prefix="v1,",
+            given=signatures.split(" ")[:_MOST],
+            body=presented.body,
+            timestamp=timestamp,
+            message=lambda body, at: signed(message_id, at, body),
+        )
 
     async def close(self) -> None:
         """Holds nothing."""
