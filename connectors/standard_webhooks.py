@@ -1,4 +1,4 @@
-"""Standard Webhooks 1.0, the symmetric half (`v1`): what the door verifies and what goes out signed.
+"""Standard Webhooks 1.0: what the door verifies, and what goes out signed (by the symmetric half, `v1`).
 
 https://github.com/standard-webhooks/standard-webhooks/blob/main/spec/standard-webhooks.md
 """
@@ -9,6 +9,7 @@ import binascii
 from connectors.mac import Mac
 
 PREFIX = "whsec_"
+PUBLIC_PREFIX = "whpk_"
 
 
 class Signer:
@@ -45,14 +46,32 @@ def decode_secret(text: str) -> bytes:
         raise ValueError('is a key of the asymmetric scheme (v1a); a secret shared by both sides begins with "whsec_"')
     if not text.startswith(PREFIX):
         raise ValueError('does not begin with "whsec_": write "whsec_" and then the secret in base64')
-    encoded = text.removeprefix(PREFIX).rstrip("=")
-    try:
-        key = base64.b64decode(encoded + "=" * (-len(encoded) % 4), validate=True)
-    except (binascii.Error, ValueError):
-        raise ValueError('is not base64 after "whsec_": make one with `openssl rand -base64 32`') from None
+    key = _behind(PREFIX, text, "make one with `openssl rand -base64 32`")
     if not 24 <= len(key) <= 64:
         raise ValueError(
             f'holds {len(key)} bytes after "whsec_", and the scheme asks for 24 to 64: '
             "make one with `openssl rand -base64 32`"
         )
     return key
+
+
+def decode_key(text: str) -> bytes:
+    """The key of a sender: inside a secret `whsec_…`, or its public one (ed25519) inside `whpk_…`."""
+    if text.startswith("whsk_"):
+        raise ValueError('is a private key (v1a), which only its sender should have: write its public key, "whpk_…"')
+    if not text.startswith(PUBLIC_PREFIX):
+        return decode_secret(text)
+    key = _behind(PUBLIC_PREFIX, text, "copy the key anew from its sender")
+    if len(key) != 32:
+        raise ValueError(
+            f'holds {len(key)} bytes after "whpk_", but a public key has 32: copy the key anew from its sender'
+        )
+    return key
+
+
+def _behind(prefix: str, text: str, mend: str) -> bytes:
+    encoded = text.removeprefix(prefix).rstrip("=")
+    try:
+        return base64.b64decode(encoded + "=" * (-len(encoded) % 4), validate=True)
+    except (binascii.Error, ValueError):
+        raise ValueError(f'is not base64 after "{prefix}": {mend}') from None

@@ -25,7 +25,7 @@ from connectors.settings import NAME, Reference, Secret, Settings, did_you_mean,
 from gateway import hints
 from gateway.config_document import ConfigurationError, Document, KeyPath, Mistake, is_open_to_others
 from gateway.config_mistakes import Reading, read_as, unknown_key
-from gateway.config_references import Parts, contradictions, unused
+from gateway.config_references import Parts, contradictions, shared_secrets, unused
 from gateway.config_schema import schema_of
 from gateway.config_sections import (
     OWN_SOURCE,
@@ -361,6 +361,8 @@ class _File:
                     )
                 case _:
                     pass
+        for place, problem in shared_secrets(config.sources):
+            yield self._warning(place, problem)
         for at, problem in unused(parts):
             yield self._warning(at, problem)
 

@@ -12,7 +12,7 @@ from itertools import product
 from math import ceil, floor, prod
 from typing import Final
 
-from connectors.settings import did_you_mean, instant, shown
+from connectors.settings import Secret, did_you_mean, instant, shown
 from gateway import own_events
 from gateway.config_mistakes import Reading
 from gateway.config_sections import (
@@ -30,6 +30,7 @@ from gateway.config_sections import (
     DecimalField,
     EnumField,
     Expected,
+    Hmac,
     HttpSignature,
     IntField,
     Manners,
@@ -42,6 +43,7 @@ from gateway.config_sections import (
     UuidField,
     Value,
     When,
+    WithSecrets,
     is_pseudonym,
     words_of,
 )
@@ -141,6 +143,19 @@ def _read_by(policy: Policy) -> list[str]:
     return [*policy.match, *policy.paths.values(), *facility]
 
 
+def shared_secrets(sources: Mapping[str, AnySource]) -> Iterator[tuple[tuple[str, str, str, int], str]]:
+    """Secrets of two sources: what is signed for one would count for the other, unless the URL is signed, too."""
+    first: dict[Secret, str] = {}
+    for name, source in sources.items():
+        for index, timed in enumerate(
+            source.secrets if isinstance(source, WithSecrets) and not source.signs_url else ()
+        ):
+            owner = first.setdefault(timed.secret, name)
+            if owner != name:
+                problem = f'is a secret of "{owner}", too, so that what is signed for one counts for the other; give each its own'
+                yield ("sources", name, "secrets", index), problem
+
+
 def _names(places: Mapping[Place, str], what: str, parts: Parts) -> Iterator[Contradiction]:
     """Complains about each place whose name is that of nothing."""
     section, known = {
@@ -180,7 +195,7 @@ def _about_vouchers(path: Place, serve: Serve) -> Iterator[Contradiction]:
 
 
 def _without_public_url(path: Place, source: AnySource) -> Contradiction:
-    key = "components" if isinstance(source, HttpSignature) else "scheme"
+    key = "components" if isinstance(source, HttpSignature) else "signed" if isinstance(source, Hmac) else "scheme"
     problem = (
         "has the URL that is called from outside, which only you know; write serve.public_url: https://gateway.example"
     )

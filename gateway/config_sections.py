@@ -47,6 +47,7 @@ from connectors.settings import (
     shown,
     written,
 )
+from connectors.standard_webhooks import PUBLIC_PREFIX, decode_key
 from gateway.config_patterns import MOST_WAYS, characters_of, ways_of, why_unsafe
 
 
@@ -416,12 +417,17 @@ class TimedSecret(Entry):
 
 
 class TimedSigningSecret(TimedSecret):
-    """A secret as Standard Webhooks writes it (`whsec_…`), and when it counts."""
+    """A secret (`whsec_…`) or a public key (`whpk_…`) as Standard Webhooks writes it, and when it counts."""
 
     @model_validator(mode="after")
-    def _can_sign(self) -> Self:
-        _named_with_origin(self.secret, self.secret.signing_key)
+    def _can_verify(self) -> Self:
+        _named_with_origin(self.secret, lambda: decode_key(self.secret.reveal()))
         return self
+
+    @property
+    def is_public(self) -> bool:
+        """Of the asymmetric half: what it verifies, only the sender can have signed."""
+        return self.secret.reveal().startswith(PUBLIC_PREFIX)
 
 
 class TimedHmacSecret(TimedSecret):
@@ -442,7 +448,7 @@ def _named_with_origin(secret: Secret, check: Callable[[], object]) -> None:
         raise ValueError(f"{error} ({secret.origin})") from None
 
 
-class _WithSecrets(Source):
+class WithSecrets(Source):
     secrets: tuple[TimedSecret, ...]
 
     @property
@@ -461,18 +467,18 @@ class _WithSecrets(Source):
 Tolerance = Annotated[Duration, AfterValidator(_at_most(timedelta(hours=1)))]
 
 
-class StandardWebhooks(_WithSecrets):
+class StandardWebhooks(WithSecrets):
     """Signs as https://www.standardwebhooks.com says."""
 
     scheme: Literal["standard-webhooks"]
     """How the source proves who it is."""
     secrets: tuple[TimedSigningSecret, ...] = Field(min_length=1, max_length=8)
-    """Any of these signs; to rotate, add the new one, and retire the old one when it falls silent."""
+    """Any of these signs: whsec_… is shared (v1), whpk_… the sender's public key (v1a). To rotate, add the new one, and retire the old one when it falls silent."""
     tolerance: Tolerance = timedelta(minutes=5)
     """How far its clock may be from ours."""
 
 
-class Hmac(_WithSecrets):
+class Hmac(WithSecrets):
     """Signs with a shared secret, in a header."""
 
     scheme: Literal["hmac"]
@@ -486,7 +492,7 @@ class Hmac(_WithSecrets):
     prefix: str = Field(default="", max_length=50)
     """What stands before the signature, such as sha256=."""
     signed: str = Field(default="{body}", max_length=200)
-    """What is signed, made of {id} {timestamp} {body}."""
+    """What is signed, made of {id} {timestamp} {body} {url}."""
     timestamp: Header | None = None
     """The header with the time, in Unix seconds; needs a tolerance."""
     tolerance: Tolerance | None = None
@@ -495,6 +501,10 @@ class Hmac(_WithSecrets):
     """The header with the id of the message."""
     secrets: tuple[TimedHmacSecret, ...] = Field(min_length=1, max_length=8)
     """Any of these signs; to rotate, add the new one, and retire the old one when it falls silent."""
+
+    @property
+    def signs_url(self) -> bool:
+        return "{url}" in self.signed
 
     def contradictions(self) -> Iterator[Contradiction]:
         yield from super().contradictions()
@@ -515,16 +525,16 @@ class Hmac(_WithSecrets):
             yield Contradiction(("signed",), f"{error}; write it as {{id}}.{{timestamp}}.{{body}}")
             return
         for part in parts:
-            if part == "url":
+            if part not in {"id", "timestamp", "body", "url"}:
                 yield Contradiction(
-                    ("signed",), "has {url}, which this version cannot verify; use {id} {timestamp} {body}"
-                )
-            elif part not in {"id", "timestamp", "body"}:
-                yield Contradiction(
-                    ("signed",), f"has {{{part}}}, but there is only {{id}}, {{timestamp}} and {{body}}; correct it"
+                    ("signed",),
+                    f"has {{{part}}}, but there is only {{id}}, {{timestamp}}, {{body}} and {{url}}; correct it",
                 )
         if parts.count("body") != 1:
             yield Contradiction(("signed",), "must have {body} once: what is not signed proves nothing; add it")
+        if following := re.search(r"\{url\}\{(id|timestamp)\}", self.signed):
+            problem = f"has {{url}} right before {{{following[1]}}}, so that nobody can tell where one ends; name what stands between them"
+            yield Contradiction(("signed",), problem)
         for key, header in (("id", self.id), ("timestamp", self.timestamp)):
             if header and key not in parts:
                 problem = f"is not covered by signed, so anyone can change it; add {{{key}}} to signed, or leave it out"
@@ -532,6 +542,77 @@ class Hmac(_WithSecrets):
             if not header and key in parts:
                 problem = f"has {{{key}}}, but no header is named for it; add {key}: and its header"
                 yield Contradiction(("signed",), problem, ((key,),))
+
+
+class _Preset(WithSecrets):
+    """A sender that is known: what it signs and where the signature stands need not be said."""
+
+    secrets: tuple[TimedHmacSecret, ...] = Field(min_length=1, max_length=8)
+    """Any of these signs; to rotate, add the new one, and retire the old one when it falls silent."""
+
+    def _in_full(self, **signs: Any) -> Hmac:
+        return Hmac(scheme="hmac", name=self.name, accepts=self.accepts, secrets=self.secrets, **signs)
+
+
+class GitHub(_Preset):
+    """Signs as GitHub does: the body, and no id."""
+
+    scheme: Literal["github"]
+    """How the source proves who it is."""
+
+    def in_full(self) -> Hmac:
+        """The header with SHA-1, which GitHub sends too, does not count; nor does its id of the delivery, which anyone can change."""
+        return self._in_full(header="X-Hub-Signature-256", prefix="sha256=")
+
+
+class Shopify(_Preset):
+    """Signs as Shopify does: the body, and no id."""
+
+    scheme: Literal["shopify"]
+    """How the source proves who it is."""
+
+    def in_full(self) -> Hmac:
+        return self._in_full(header="X-Shopify-Hmac-Sha256", encoding="base64")
+
+
+class Slack(_Preset):
+    """Signs as Slack does: time and body."""
+
+    scheme: Literal["slack"]
+    """How the source proves who it is."""
+    tolerance: Tolerance = timedelta(minutes=5)
+    """How far its clock may be from ours."""
+
+    def in_full(self) -> Hmac:
+        return self._in_full(
+            header="X-Slack-Signature",
+            prefix="v0=",
+            signed="v0:{timestamp}:{body}",
+            timestamp="X-Slack-Request-Timestamp",
+            tolerance=self.tolerance,
+        )
+
+
+class Stripe(_Preset):
+    """Signs as Stripe does: time and body, in one header."""
+
+    scheme: Literal["stripe"]
+    """How the source proves who it is."""
+    tolerance: Tolerance = timedelta(minutes=5)
+    """How far its clock may be from ours."""
+
+
+class Twilio(_Preset):
+    """Signs as Twilio does: the URL, and the fields of a form or, in the URL, the digest of a body."""
+
+    scheme: Literal["twilio"]
+    """How the source proves who it is."""
+    algorithm: Literal["sha1", "sha256"] = "sha1"
+    """The hash of its signatures, as it was agreed with Twilio; what a header says of it does not count."""
+
+    @property
+    def signs_url(self) -> bool:
+        return True
 
 
 class TimedApiKey(TimedSecret):
@@ -579,7 +660,7 @@ def _user(secret: Secret) -> Secret:
     return secret
 
 
-class Basic(_WithSecrets):
+class Basic(WithSecrets):
     """Logs in with a user and a password, as HTTP Basic has it."""
 
     scheme: Literal["basic"]
@@ -773,10 +854,29 @@ class OdooNative(Source):
                 yield Contradiction(("others", index, *below), problem)
 
 
-AnySource = StandardWebhooks | Hmac | ApiKey | Basic | Jwt | HttpSignature | ClientCert | OdooNative
+AnySource = (
+    StandardWebhooks
+    | Hmac
+    | GitHub
+    | Shopify
+    | Slack
+    | Stripe
+    | Twilio
+    | ApiKey
+    | Basic
+    | Jwt
+    | HttpSignature
+    | ClientCert
+    | OdooNative
+)
 SCHEMES: Final[Mapping[str, type[AnySource]]] = {
     "standard-webhooks": StandardWebhooks,
     "hmac": Hmac,
+    "github": GitHub,
+    "shopify": Shopify,
+    "slack": Slack,
+    "stripe": Stripe,
+    "twilio": Twilio,
     "api-key": ApiKey,
     "basic": Basic,
     "jwt": Jwt,

@@ -48,7 +48,7 @@ log = structlog.get_logger()
 P = ParamSpec("P")
 
 UNTOLD = 0.1  # seconds in which what is counted of requests is not told to the metrics, unless they are asked for
-PURPOSES = (b"body", b"id", b"same", b"same body")  # of digests: none of one kind is ever taken for one of another
+PURPOSES = (b"body", b"id", b"same", b"same body", b"same signed")  # of digests: none is ever taken for one of another
 
 
 class Refusal(Exception):  # noqa: N818  an answer, not a mistake
@@ -203,7 +203,7 @@ class Intake:
         identity = self._identities.next()
         with span.produce(identity, minimized.type) as traceparent:
             event = self._event(identity, door.source.name, minimized, traceparent)
-            same = self._same(event, minimized, caller.signed_id, digest)
+            same = self._same(event, minimized, caller, digest)
             debts = self._debts(event) if door.rereads is None else self._owed((door.rereads,), event)
             answer = await self._batch.add(
                 Arrival(event=event, data=minimized.document, same=same, digest=digest, debts=debts)
@@ -331,7 +331,7 @@ class Intake:
         presented = Presented(
             headers=request.headers,
             body=body,
-            target=request.raw_path,
+            target=request.raw_path if door.signs_url else "",
             token=token,
             peer=peer,
             at=time.time(),
@@ -376,13 +376,15 @@ class Intake:
             traceparent=traceparent,
         )
 
-    def _same(self, event: Event, minimized: Minimized, signed_id: str | None, digest: UUID) -> UUID:
-        """The dedup key: the id that the sender signed; else what the policy says; else the whole body."""
+    def _same(self, event: Event, minimized: Minimized, caller: Caller | None, digest: UUID) -> UUID:
+        """The dedup key: the id that the sender signed; else what the policy says; else all that it signed."""
         source = event.source.encode()
-        if signed_id is not None:
-            return self._digest(b"id", source, signed_id.encode())
+        if caller is not None and caller.signed_id is not None:
+            return self._digest(b"id", source, caller.signed_id.encode())
         if (same := minimized.same) is not None:
             return self._digest(b"same", source, minimized.policy.encode(), same.encode())
+        if caller is not None and caller.signed is not None:
+            return self._digest(b"same signed", source, caller.signed)
         return self._digest(b"same body", source, digest.bytes)
 
     def _debts(self, event: Event) -> tuple[Debt, ...]:
@@ -417,6 +419,7 @@ class _Door:
         accepted = [config.policies[name] for name in source.accepts]
         self.kept = Policies(accepted, key=key)
         self.policies: Policies | Hints = self.kept
+        self.signs_url = source.signs_url
         self.takes_token = isinstance(source, OdooNative)
         self.handshake = None if source.handshake is None else Handshake(source)
         self.rereads: Owed | None = None  # what a post of this source owes, where it is a hint

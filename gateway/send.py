@@ -1,6 +1,7 @@
 """Post a file as one of the configured sources would: to try a configuration, and to see the door answer."""
 
 import base64
+import hashlib
 import hmac
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,13 +19,18 @@ from gateway.config_sections import (
     ApiKey,
     Basic,
     ClientCert,
+    GitHub,
     Hmac,
     HttpSignature,
     Jwt,
     Listen,
     OdooNative,
+    Shopify,
+    Slack,
     StandardWebhooks,
+    Stripe,
     TimedSecret,
+    Twilio,
 )
 
 
@@ -54,10 +60,22 @@ async def send(
     message, now = id or f"msg_{uuid4().hex}", datetime.now(UTC)
     match source:
         case StandardWebhooks():
-            signer = Signer(_active(source.secrets, now))
+            shared = [timed for timed in source.secrets if not timed.is_public]
+            if not shared:
+                raise SendError(
+                    f"{source.name} proves itself by a private key that only its sender has: post with that."
+                )
+            signer = Signer(_active(shared, now))
             headers |= signer.headers(message, int(now.timestamp()), body)
         case Hmac():
-            headers |= _hmac(source, body, message, now)
+            headers |= _hmac(source, body, message, now, url=f"{public_url}{path}")
+        case GitHub() | Shopify() | Slack():
+            headers |= _hmac(source.in_full(), body, message, now)
+        case Stripe():
+            headers |= _stripe(source, body, now)
+        case Twilio():
+            path += f"?bodySHA256={hashlib.sha256(body).hexdigest()}"
+            headers |= _twilio(source, f"{public_url}{path}", now)
         case ApiKey():
             headers[source.header] = _active(source.keys, now)
         case Basic():
@@ -89,12 +107,12 @@ def _active(secrets: Sequence[TimedSecret], now: datetime) -> str:
     raise SendError("None of its secrets counts now: look at their not_before and not_after.")
 
 
-def _hmac(source: Hmac, body: bytes, message: str, now: datetime) -> Mapping[str, str]:
+def _hmac(source: Hmac, body: bytes, message: str, now: datetime, *, url: str = "") -> Mapping[str, str]:
     at = str(int(now.timestamp()))
-    filled = {b"{id}": message.encode(), b"{timestamp}": at.encode(), b"{body}": body}
+    filled = {b"{id}": message.encode(), b"{timestamp}": at.encode(), b"{url}": url.encode()}
     before, _, after = source.signed.encode().partition(b"{body}")
-    for hole in (b"{id}", b"{timestamp}"):
-        before, after = before.replace(hole, filled[hole]), after.replace(hole, filled[hole])
+    for hole, value in filled.items():
+        before, after = before.replace(hole, value), after.replace(hole, value)
     digest = hmac.digest(_active(source.secrets, now).encode(), before + body + after, source.algorithm)
     written = digest.hex() if source.encoding == "hex" else base64.b64encode(digest).decode()
     headers = {source.header: source.prefix + written}
@@ -137,6 +155,17 @@ def _http_signature(
         "signature-input": f"sig={http_signature.signature_parameters(items, parameters)}",
         "signature": f"sig=:{base64.b64encode(key.sign(base)).decode()}:",
     }
+
+
+def _stripe(source: Stripe, body: bytes, now: datetime) -> Mapping[str, str]:
+    at = int(now.timestamp())
+    digest = hmac.digest(_active(source.secrets, now).encode(), f"{at}.".encode() + body, "sha256")
+    return {"Stripe-Signature": f"t={at},v1={digest.hex()}"}
+
+
+def _twilio(source: Twilio, url: str, now: datetime) -> Mapping[str, str]:
+    digest = hmac.digest(_active(source.secrets, now).encode(), url.encode(), source.algorithm)
+    return {"X-Twilio-Signature": base64.b64encode(digest).decode()}
 
 
 async def _post(to: Listen, path: str, headers: Mapping[str, str], body: bytes) -> Answered:

@@ -6,6 +6,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from textwrap import indent
 
+from multidict import CIMultiDict, CIMultiDictProxy
+
+from gateway.authenticate import Presented, Scheme, scheme_for
 from gateway.config import Config, load
 from gateway.minimize import Minimized, Policies, Unmet, Unreadable
 from gateway.routes import Routes
@@ -69,6 +72,29 @@ def routes(text: str, *, keep: str, sources: tuple[str, ...] = ("odoo", "lab"), 
         destinations="".join(f"{name}: {DESTINATION}\n" for name in to),
     )
     return Routes(config.routes, give_up={name: it.retry.give_up for name, it in config.destinations.items()})
+
+
+PUBLIC_URL = "https://gateway.example"
+NOW = 1795413918
+
+
+def scheme(text: str, environ: Mapping[str, str], *, public_url: str = PUBLIC_URL) -> Scheme:
+    """That of the source `posts`, whose other keys are `text`."""
+    sources, serve = f"posts: {{accepts: [only], {text}}}\n", f"public_url: '{public_url}'\n"
+    config = configured(sources=sources, serve=serve, environ=environ)
+    return scheme_for(config.sources["posts"], config.serve)
+
+
+def presented(
+    headers: Mapping[str, str] | list[tuple[str, str]],
+    body: bytes,
+    *,
+    at: float = NOW,
+    token: str | None = None,
+    target: str = "/hooks/posts",
+) -> Presented:
+    proxy = CIMultiDictProxy(CIMultiDict(headers))
+    return Presented(headers=proxy, body=body, target=target, token=token, peer=None, at=at)
 
 
 KINDS = "type: code, pattern: '[a-z_]+([.][a-z_]+)*'"

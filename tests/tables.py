@@ -27,7 +27,9 @@ PARTS = (
     "Serve", "Facility", "Echo", "Expected", "ExpectedDelivery", "Policy", "FacilityRule", "ConstField", "Route", "When", "Reads", "RetrySettings", "Observability", "Retention",
 )  # fmt: skip
 WITH_A_SHORT_FORM = ("Condition", "TimedSigningSecret")
-SCHEMES = ("StandardWebhooks", "Hmac", "ApiKey", "Basic", "Jwt", "HttpSignature", "ClientCert", "OdooNative")
+SCHEMES = (
+    "StandardWebhooks", "Hmac", "GitHub", "Shopify", "Slack", "Stripe", "Twilio", "ApiKey", "Basic", "Jwt", "HttpSignature", "ClientCert", "OdooNative",
+)  # fmt: skip
 FIELDS = ("IntField", "DecimalField", "BoolField", "EnumField", "UuidField", "TimestampField", "DateField", "CodeField")
 
 Keys = Mapping[str, Mapping[str, Any]]

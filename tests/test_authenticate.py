@@ -10,16 +10,14 @@ import pytest
 import standardwebhooks
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from multidict import CIMultiDict, CIMultiDictProxy
 
 from connectors.mac import Mac
 from connectors.standard_webhooks import Signer, decode_secret
 from gateway.authenticate import Caller, Presented, Reason, Scheme, Unauthorized, scheme_for
 from gateway.authenticate.peer import client_address
-from gateway.config import Serve
-from tests.door import configured, whsec
+from tests import door
+from tests.door import NOW, configured, whsec
 
-NOW = 1795413918
 BODY = b'{"type":"odoo.purchase.approval_requested","timestamp":"2026-11-23T06:05:18Z","data":{"db":"odoo19","model":"purchase.order","id":10,"company_id":1}}'
 OLD, NEW = whsec("0123456789abcdef01234567"), whsec("next-secret-of-32-bytes-00000000")
 METER, ODOO_TOKEN = "meter-secret-of-32-bytes-0000000", "odoo-token-of-32-bytes-000000000"
@@ -35,15 +33,13 @@ ENVIRON = {
 
 
 def scheme(text: str) -> Scheme:
-    return scheme_for(
-        configured(sources=f"posts: {{accepts: [only], {text}}}\n", environ=ENVIRON).sources["posts"], Serve()
-    )
+    return door.scheme(text, ENVIRON)
 
 
 def presented(
     headers: dict[str, str] | list[tuple[str, str]], body: bytes = BODY, *, at: float = NOW, token: str | None = None
 ) -> Presented:
-    return Presented(headers=CIMultiDictProxy(CIMultiDict(headers)), body=body, token=token, peer=None, at=at)
+    return door.presented(headers, body, at=at, token=token)
 
 
 def signed(secret: str = OLD, *, id: str = "msg_1", at: int = NOW, body: bytes = BODY) -> dict[str, str]:  # noqa: A002
@@ -225,12 +221,10 @@ async def test_what_the_library_signs_we_accept_and_what_we_sign_it_accepts(
 ) -> None:
     text = "whsec_" + base64.b64encode(secret).decode()
     text = text if padded else text.rstrip("=")
-    ours = scheme_for(
-        configured(
-            sources="posts: {scheme: standard-webhooks, secrets: [env:IT], accepts: [only]}\n", environ={"IT": text}
-        ).sources["posts"],
-        Serve(),
+    config = configured(
+        sources="posts: {scheme: standard-webhooks, secrets: [env:IT], accepts: [only]}\n", environ={"IT": text}
     )
+    ours = scheme_for(config.sources["posts"], config.serve)
     library = standardwebhooks.Webhook(text)
     now = int(time.time())
     headers = {
@@ -405,8 +399,8 @@ VALUES = (
 async def test_nothing_that_is_presented_makes_a_scheme_raise_or_believe(
     headers: list[tuple[str, str]], body: bytes, token: str | None, at: int
 ) -> None:
-    for door in SCHEMES[:-1]:
-        assert isinstance(await door.authenticate(presented(headers, body, token=token, at=at)), Unauthorized)
+    for one in SCHEMES[:-1]:
+        assert isinstance(await one.authenticate(presented(headers, body, token=token, at=at)), Unauthorized)
 
 
 # ── whose request it is ────────────────────────────────────────────────────────────────────────────

@@ -24,7 +24,7 @@ from multidict import CIMultiDict, CIMultiDictProxy
 from gateway.authenticate import Caller, Presented, Reason, Scheme, Unauthorized, scheme_for
 from gateway.authenticate.jwks import Jwks, JwksClient
 from gateway.authenticate.jwt_bearer import JwtScheme
-from gateway.config import Jwt, Serve
+from gateway.config import Jwt
 from tests.door import configured
 
 BODY = b'{"unit": "CHEM", "state": "up"}'
@@ -78,7 +78,8 @@ async def issuer() -> AsyncIterator[Issuer]:
 @asynccontextmanager
 async def lab(issuer: Issuer, more: str = "") -> AsyncIterator[Scheme]:
     source = f"posts: {{scheme: jwt, issuer: '{ISSUER}', audience: {AUDIENCE}, jwks: '{issuer.url}', accepts: [only]{more}}}\n"
-    scheme = scheme_for(configured(sources=source).sources["posts"], Serve())
+    config = configured(sources=source)
+    scheme = scheme_for(config.sources["posts"], config.serve)
     try:
         yield scheme
     finally:

@@ -58,6 +58,13 @@ sources:
   edge: {scheme: http-signature, keys: {edge-1: env:METER_SECRET}, components: ["@method", "@target-uri", content-digest], accepts: [order]}
   edge-2: {scheme: http-signature, keys: {edge-2: env:PUBLIC_KEY}, components: ["@path", content-digest], accepts: [order]}
   odoo: {scheme: odoo-native, token: env:ODOO_TOKEN, accepts: [order]}
+  square: {scheme: hmac, header: X-Signature, encoding: base64, signed: "{url}{body}", secrets: [env:METER_SECRET], accepts: [order]}
+  github: {scheme: github, secrets: [env:METER_SECRET], accepts: [order]}
+  shopify: {scheme: shopify, secrets: [env:METER_SECRET], accepts: [order]}
+  slack: {scheme: slack, secrets: [env:METER_SECRET], accepts: [order]}
+  stripe: {scheme: stripe, secrets: [env:METER_SECRET], accepts: [order]}
+  twilio: {scheme: twilio, secrets: [env:METER_SECRET], accepts: [order]}
+  keyed: {scheme: standard-webhooks, secrets: [env:SENDER_KEY], accepts: [order]}
   lab: {scheme: jwt, issuer: https://id.lab.example, audience: us, jwks: https://id.lab.example/keys, accepts: [order]}
 policies:
   order: {version: 1, purpose: test, type: shop.order.paid, subject: "order/{id}", keep: {id: {from: id, type: int}}}
@@ -72,6 +79,7 @@ ENVIRONMENT = {
     "SHOP_SECRET": "whsec_c2hvcC1zZWNyZXQtb2YtMzItYnl0ZXMtMDAwMDAwMDA=",
     "METER_SECRET": "meter-secret-of-32-bytes-0000000",
     "OLD_SECRET": "older-secret-of-32-bytes-0000000",
+    "SENDER_KEY": "whpk_0r0+Z02Sv1SRb1QjsKUnil6t2oqtAyhn5HHfKgbTXFs=",
     "CRM_KEY": "crm.key-of-at-least-16-bytes",
     "ODOO_TOKEN": "odoo-token-of-32-bytes-000000000",
     "PUBLIC_KEY": (
@@ -510,7 +518,7 @@ async def test_what_waits_for_a_destination_that_is_gone_is_reassigned_or_discar
 
 async def test_check_looks_at_everything_and_posts_nothing(shell: Shell, door: Door) -> None:
     said = await shell.say("check")
-    assert "ok     configuration: 9 sources, 1 policy, 1 route, 2 destinations" in said
+    assert "ok     configuration: 16 sources, 1 policy, 1 route, 2 destinations" in said
     assert "ok     database: reachable, migrated" in said
     assert "ok     destination ledger: http: answers" in said
     assert door.callers == []
@@ -601,7 +609,24 @@ async def test_a_database_of_ones_own_is_migrated_only_when_asked(shell: Shell, 
     assert await shell.say("events", "list") == "No events match.\n"
 
 
-@pytest.mark.parametrize("source", ["shop", "meter", "supplier", "crm", "desk", "edge", "odoo"])
+SIGNED = [
+    "shop",
+    "meter",
+    "supplier",
+    "square",
+    "github",
+    "shopify",
+    "slack",
+    "stripe",
+    "twilio",
+    "crm",
+    "desk",
+    "edge",
+    "odoo",
+]
+
+
+@pytest.mark.parametrize("source", SIGNED)
 async def test_what_is_sent_is_signed_as_its_source_demands(shell: Shell, door: Door, source: str) -> None:
     body = shell.folder / "order.json"
     body.write_text('{"id": 42, "text": "{body} {id} {timestamp}"}')
@@ -623,6 +648,7 @@ async def test_what_cannot_be_sent_is_told_in_a_sentence(shell: Shell) -> None:
     assert "is `sluicegate serve` running" in await shell.fail("send", "shop", body)
     assert "only its issuer" in await shell.fail("send", "lab", body)
     assert "has public keys alone" in await shell.fail("send", "edge-2", body)
+    assert "only its sender has" in await shell.fail("send", "keyed", body)
     assert 'did you mean "shop"' in await shell.fail("send", "shpo", body)
     assert "No such file" in await shell.fail("send", "shop", shell.folder / "nothing.json", code=2)
 

@@ -36,7 +36,7 @@ from connectors.settings import (
 )
 from gateway.config import Config, ConfigurationError, Hmac, OdooNative, StandardWebhooks, load, schema
 from gateway.config_patterns import LONGEST_CODE, characters_of, ways_of, why_unsafe
-from gateway.config_sections import EnumField, IntField, Listen
+from gateway.config_sections import SCHEMES, EnumField, GitHub, IntField, Listen, Shopify, Slack
 
 
 def whsec(text: str) -> str:
@@ -373,6 +373,66 @@ def test_a_secret_in_a_file_that_everyone_may_read_is_a_warning(configured: Load
     )
 
 
+def test_a_secret_of_two_sources_is_a_warning_where_the_url_is_not_signed(configured: Load) -> None:
+    twice = WITH_URL.replace(CRM, "scheme: SCHEME, secrets: [env:METER_SECRET]")
+    [warning] = configured(twice.replace("SCHEME", "github")).warnings
+    assert (
+        'sources.crm.secrets[0] is a secret of "meter", too, so that what is signed for one counts for the other'
+        in warning
+    )
+    assert "meter-secret" not in warning
+    assert configured(twice.replace("SCHEME", "twilio")).warnings == ()
+
+
+WITH_URL = GOOD.replace("workers: 2", "workers: 2, public_url: https://gateway.example/")
+CRM = "scheme: api-key, header: X-Api-Key, keys: [env:CRM_KEY]"
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "key"),
+    [(".{body}", ".{body}{url}", "meter.signed"), (CRM, "scheme: twilio, secrets: [env:CRM_KEY]", "crm.scheme")],
+)
+def test_a_signed_url_needs_to_be_told_how_it_begins(
+    mistakes: Callable[..., list[str]], configured: Load, old: str, new: str, key: str
+) -> None:
+    assert configured(WITH_URL.replace(old, new, 1)).serve.public_url == "https://gateway.example"
+    [told] = mistakes(GOOD.replace(old, new, 1))
+    assert f"sources.{key} has the URL that is called from outside, which only you know" in told
+    assert "write serve.public_url: https://gateway.example" in told
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        (
+            "{timestamp}.{body}",
+            "{url}{timestamp}.{body}",
+            "sources.meter.signed has {url} right before {timestamp}, so that nobody can tell where one ends; name what stands between them",
+        ),
+        (
+            CRM,
+            "scheme: twilio, algorithm: md5, secrets: [env:CRM_KEY]",
+            'sources.crm.algorithm is "md5", but must be sha1 or sha256',
+        ),
+    ],
+)
+def test_what_cannot_be_verified_of_a_url_is_told(
+    mistakes: Callable[..., list[str]], old: str, new: str, said: str
+) -> None:
+    [told] = mistakes(WITH_URL.replace(old, new, 1))
+    assert told.endswith(said)
+
+
+def test_a_preset_is_the_generic_scheme_with_its_words_filled_in(configured: Load) -> None:
+    presets = {"github": "X-Hub-Signature-256", "shopify": "X-Shopify-Hmac-Sha256", "slack": "X-Slack-Signature"}
+    for name, header in presets.items():
+        source = configured(GOOD.replace(CRM, f"scheme: {name}, secrets: [env:CRM_KEY]")).sources["crm"]
+        assert isinstance(source, GitHub | Shopify | Slack)
+        full = source.in_full()
+        assert (full.header, full.name, full.secrets[0].secret.origin) == (header, "crm", "env:CRM_KEY")
+        assert list(full.contradictions()) == []
+
+
 def test_a_database_of_ones_own_is_a_secret_and_needs_a_key(configured: Load) -> None:
     dsn = "postgresql://gateway:pass-word-1@db/sluicegate"
     text = GOOD.replace("database: embedded", "database: env:DSN\nkey: env:KEY")
@@ -406,7 +466,7 @@ MISTAKES = {
     "a word that is none of those known": ("logs: console", "logs: jsn", "jsn", 'observability.logs is "jsn", but must be json or console; did you mean "json"?'),
     "a text for a list": ("accepts: [refund, order]", "accepts: order", "accepts: order", "sources.shop.accepts is a text, but must be a list"),
     "a text for a mapping": ("retention: {events: 30d, dedup: 7d}", "retention: 30d", "30d", "retention is a text, but must be a mapping"),
-    "a text for an entry": ("  odoo: {scheme: odoo-native, token: env:ODOO_TOKEN, accepts: [order]}", "  odoo: odoo-native", "odoo: odoo-native", "sources.odoo.scheme is missing; without proof nothing comes in: write one of standard-webhooks, hmac, api-key, basic, jwt, http-signature, client-cert, odoo-native"),
+    "a text for an entry": ("  odoo: {scheme: odoo-native, token: env:ODOO_TOKEN, accepts: [order]}", "  odoo: odoo-native", "odoo: odoo-native", "sources.odoo.scheme is missing; without proof nothing comes in: write one of " + ", ".join(SCHEMES)),
     "a list for a section": ("facilities:\n  north: {name: North Hospital, timezone: Europe/Berlin}\n  south: {name: South Clinic}", "facilities: [north, south]", "facilities", "facilities is a list, but must be a mapping of names; write each under its name"),
     "a mapping for a word": ("purpose: money back", "purpose: {money: back}", "purpose: {money", "policies.refund.purpose is a mapping, but must be a text"),
     "a name with a space": ("  rest:\n", "  the rest:\n", "the rest", 'routes."the rest" is no name; use up to 63 of a-z, 0-9 and -, beginning with a letter or digit'),
@@ -442,8 +502,8 @@ MISTAKES = {
     "no database": ("database: embedded", "database: sqlite", "sqlite", "database is no database; write embedded, or postgresql://user@host/name, or env: and a variable with it"),
     "a key of digests that is short": ("database: embedded", "key: env:ERP_KEY", "key: env:ERP_KEY", "key has 7 bytes in env:ERP_KEY, which can be guessed; use at least 32 random ones"),
     # proof
-    "an unknown scheme": ("scheme: hmac", "scheme: hmack", "hmack", 'sources.meter.scheme is "hmack", but must be one of standard-webhooks, hmac, api-key, basic, jwt, http-signature, client-cert, odoo-native; did you mean "hmac"?'),
-    "no scheme": ("    scheme: hmac\n", "", "meter:", "sources.meter.scheme is missing; without proof nothing comes in: write one of standard-webhooks, hmac, api-key, basic, jwt, http-signature, client-cert, odoo-native"),
+    "an unknown scheme": ("scheme: hmac", "scheme: hmack", "hmack", 'sources.meter.scheme is "hmack", but must be one of ' + ", ".join(SCHEMES) + '; did you mean "hmac"?'),
+    "no scheme": ("    scheme: hmac\n", "", "meter:", "sources.meter.scheme is missing; without proof nothing comes in: write one of " + ", ".join(SCHEMES)),
     "no secrets": ("secrets: [env:METER_SECRET]", "secrets: []", "secrets: []", "sources.meter.secrets is empty; write at least one"),
     "an id that is not signed": ("{id}.{timestamp}", "{timestamp}", "X-Delivery", "sources.meter.id is not covered by signed, so anyone can change it; add {id} to signed, or leave it out"),
     "a time that is not signed": ("{id}.{timestamp}", "{id}", "X-Timestamp", "sources.meter.timestamp is not covered by signed, so anyone can change it; add {timestamp} to signed, or leave it out"),
@@ -451,8 +511,6 @@ MISTAKES = {
     "a signed id without its header": ("    id: X-Delivery\n", "", "signed:", "sources.meter.signed has {id}, but no header is named for it; add id: and its header"),
     "a timestamp without a tolerance": ("    tolerance: 5m\n", "", "X-Timestamp", "sources.meter.timestamp needs a tolerance beside it; add tolerance: 5m"),
     "a tolerance without a timestamp": ('signed: "{id}.{timestamp}.{body}"\n    timestamp: X-Timestamp', 'signed: "{id}.{body}"', "tolerance", "sources.meter.tolerance needs a timestamp beside it; name its header, or leave tolerance out"),
-    "a signed URL, which is not known yet": (".{body}", ".{body}{url}", "signed", "sources.meter.signed has {url}, which this version cannot verify; use {id} {timestamp} {body}"),
-    "something else that is signed": (".{body}", ".{body}{host}", "signed", "sources.meter.signed has {host}, but there is only {id}, {timestamp} and {body}; correct it"),
     "a key that never counts": ("keys: [env:CRM_KEY]", "keys: [{secret: env:CRM_KEY, not_before: 2026-12-01T00:00:00Z, not_after: 2026-12-01T00:00:00Z}]", "crm:", "sources.crm.keys[0].not_after is not after its not_before, so the secret never counts; correct one of them"),
     "a key without an id": ("keys: [env:CRM_KEY]", "keys: [env:ERP_KEY]", "env:ERP_KEY]", "sources.crm.keys[0] is no api key (env:ERP_KEY); it is an id of letters and digits, a dot, and at least 16 random bytes"),
     "two keys of one id": ("keys: [env:CRM_KEY]", "keys: [env:CRM_KEY, env:CRM_KEY]", "crm:", "sources.crm.keys[1] has the same id as a key above it (env:CRM_KEY); change one"),
@@ -473,6 +531,11 @@ MISTAKES = {
     "a key that can be guessed": ("  lab:\n", '  edge: {scheme: http-signature, keys: {e: env:ERP_KEY}, components: ["@path", content-digest], accepts: [order]}\n  lab:\n', "edge:", "sources.edge.keys.e has 7 bytes, which can be guessed; use at least 32 random ones (env:ERP_KEY)"),
     "a private key where the public one belongs": ("  lab:\n", '  edge: {scheme: http-signature, keys: {e: env:PRIVATE}, components: ["@path", content-digest], accepts: [order]}\n  lab:\n', "edge:", "sources.edge.keys.e holds a private key, which is the sender's alone; give only its public half (env:PRIVATE)"),
     "a public address with a query": ("workers: 2", 'workers: 2, public_url: "https://gw.example?a=1"', "serve", 'serve.public_url is "https://gw.example?a=1", but has a query; write the address alone, as https://gateway.example'),
+    "a public URL that is none": ("workers: 2", "workers: 2, public_url: gateway.example", "serve", 'serve.public_url is "gateway.example", which is no URL; write it as https://host/path'),
+    "something else that is signed": (".{body}", ".{body}{host}", "signed", "sources.meter.signed has {host}, but there is only {id}, {timestamp}, {body} and {url}; correct it"),
+    "what a preset says by itself": ("scheme: api-key, header: X-Api-Key, keys: [env:CRM_KEY]", "scheme: github, tolerance: 5m, secrets: [env:CRM_KEY]", "crm:", "sources.crm.tolerance is no key that is known here; there is " + ", ".join(GitHub.key_names())),
+    "a preset without secrets": ("scheme: api-key, header: X-Api-Key, keys: [env:CRM_KEY]", "scheme: slack", "crm:", "sources.crm.secrets is missing; add it"),
+    "a preset with a secret written out": ("scheme: api-key, header: X-Api-Key, keys: [env:CRM_KEY]", "scheme: stripe, secrets: [whsec_hunter2hunter2]", "crm:", "sources.crm.secrets[0] is a secret and must not be written out here; write env:NAME or file:PATH"),
     "no header": ("header: X-Signature", "header: X Signature", "X Sig", 'sources.meter.header is "X Signature", which has a character that does not belong there; correct it'),
     # policies
     "a policy that is not there": ("accepts: [refund, order]", "accepts: [refnd, order]", "refnd", 'sources.shop.accepts names "refnd", but there is no such policy; did you mean "refund"?'),
@@ -690,7 +753,13 @@ UNFIT = {
     "that is no base64": ("SHOP_SECRET", "whsec_*secret-that-is-no-base64*", "base64"),
     "that is too short to sign": ("SHOP_SECRET", whsec("short"), "24"),
     "without whsec_": ("SHOP_SECRET", "c2hvcC1zZWNyZXQtb2YtMzItYnl0ZXMtMDAwMDAwMDA=", "whsec_"),
-    "of the asymmetric scheme": ("SHOP_SECRET", "whsk_c2hvcC1zZWNyZXQtb2YtMzItYnl0ZXMtMDAwMDA=", "v1a"),
+    "that is a private key": ("SHOP_SECRET", "whsk_c2hvcC1zZWNyZXQtb2YtMzItYnl0ZXMtMDAwMDA=", "v1a"),
+    "that is a public key of another length": (
+        "SHOP_SECRET",
+        "whpk_c2hvcC1rZXktb2YtMzEtYnl0ZXMtMDAwMDAwMDAwMA==",
+        "has 32",
+    ),
+    "that is a public key and no base64": ("SHOP_SECRET", "whpk_*key-that-is-no-base64-*", "base64"),
     "that can be guessed": ("METER_SECRET", "hunter2hunter2", "use at least 16 random ones"),
     "of an hmac with the v1, of signatures": ("METER_SECRET", "v1,hunter2hunter2hunter2", 'begins with "v1,"'),
     "that breaks its URL": ("ODOO_TOKEN", "hunter2/hunter2/hunter2", "characters that do not belong in a URL"),

@@ -12,17 +12,24 @@ from gateway.authenticate.hmac_signature import HmacScheme
 from gateway.authenticate.odoo_native import OdooNativeScheme
 from gateway.authenticate.presented import Caller, Presented, Reason, Scheme, Unauthorized
 from gateway.authenticate.standard_webhooks import StandardWebhooksScheme
+from gateway.authenticate.stripe import StripeScheme
+from gateway.authenticate.twilio import TwilioScheme
 from gateway.config_sections import (
     AnySource,
     ApiKey,
     Basic,
     ClientCert,
+    GitHub,
     Hmac,
     HttpSignature,
     Jwt,
     OdooNative,
     Serve,
+    Shopify,
+    Slack,
     StandardWebhooks,
+    Stripe,
+    Twilio,
 )
 
 __all__ = ["Caller", "Presented", "Reason", "Scheme", "Unauthorized", "scheme_for"]
@@ -34,7 +41,13 @@ def scheme_for(source: AnySource, serve: Serve) -> Scheme:
         case StandardWebhooks():
             return StandardWebhooksScheme(source)
         case Hmac():
-            return HmacScheme(source)
+            return HmacScheme(source, public_url=serve.public_url)
+        case GitHub() | Shopify() | Slack():
+            return HmacScheme(source.in_full())
+        case Stripe():
+            return StripeScheme(source)
+        case Twilio():
+            return TwilioScheme(source, public_url=serve.public_url)
         case ApiKey():
             return ApiKeyScheme(source)
         case Basic():

@@ -1,4 +1,7 @@
-"""An HMAC in a header, as many senders have invented it: which header, which hash, what is signed is configured."""
+"""An HMAC in a header, as many senders have invented it: which header, which hash, what is signed is configured.
+
+GitHub, Shopify and Slack are this, with their words for it.
+"""
 
 import base64
 import hmac
@@ -13,13 +16,14 @@ from gateway.config_sections import Hmac
 
 
 class HmacScheme:
-    def __init__(self, source: Hmac) -> None:
+    def __init__(self, source: Hmac, *, public_url: str | None = None) -> None:
         self._prefix, self._algorithm, self._encoding = source.prefix, source.algorithm, source.encoding
         named = {"signature": source.header, "timestamp": source.timestamp, "id": source.id}
         self._headers = {name: header for name, header in named.items() if header is not None}
         self._tolerance = source.tolerance or timedelta()
         self._keys = TimedKeys(source.secrets, lambda secret: Mac(secret.bytes, self._algorithm))
         self._literals, self._names = _parts_of(source.signed)
+        self._public_url = (public_url or "") if "url" in self._names else None
         self._secrets = [timed.secret for timed in source.secrets]
 
     async def authenticate(self, presented: Presented) -> Caller | Unauthorized:
@@ -33,6 +37,11 @@ class HmacScheme:
         if timestamp is not None and (untimely := presented.untimely(timestamp, self._tolerance)):
             return untimely
         signed = {name: value.encode() for name, value in values.items()} | {"body": presented.body}
+        if self._public_url is not None:
+            url = presented.url(self._public_url)
+            if isinstance(url, Unauthorized) or self._would_blend(presented):
+                return Unauthorized(Reason.MALFORMED_URL)
+            signed["url"] = url
         return self._verify(self._message(signed), message_id, presented.at, values["signature"])
 
     def _verify(self, message: bytes, message_id: str | None, at: float, signature: str) -> Caller | Unauthorized:
@@ -67,17 +76,35 @@ class HmacScheme:
         place = self._names.index("id") + 1
         if following := self._literals[place].decode():
             return following in message_id
-        return self._names[place : place + 1] == ["timestamp"] and message_id[-1].isdigit()
+        match self._names[place : place + 1]:
+            case ["timestamp"]:
+                return message_id[-1].isdigit()
+            case ["url"]:
+                return "://" in message_id
+            case _:
+                return False
+
+    def _would_blend(self, presented: Presented) -> bool:
+        """Whether the query could pass as a part of what is signed after the URL, or that as the query."""
+        place = self._names.index("url") + 1
+        if following := self._literals[place].decode():
+            return following in presented.target
+        if self._names[place : place + 1] != ["body"] or "?" not in presented.target:
+            return False
+        return "{" in presented.target or not presented.body.startswith(b"{")  # so JSON begins where the URL ends
 
     def signing(self, presented: Presented) -> Signing | None:
         given = presented.once(*self._headers.values())
         if isinstance(given, Unauthorized):
             return None
         values = dict(zip(self._headers, given, strict=True))
+        url = b"" if self._public_url is None else presented.url(self._public_url)
+        if isinstance(url, Unauthorized):
+            return None
 
         def message(body: bytes, timestamp: str) -> bytes:
             said = values | {"timestamp": timestamp}
-            return self._message({name: value.encode() for name, value in said.items()} | {"body": body})
+            return self._message({name: value.encode() for name, value in said.items()} | {"body": body, "url": url})
 
         return Signing(
             secrets=[secret.reveal() for secret in self._secrets],

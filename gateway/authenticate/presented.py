@@ -20,6 +20,7 @@ class Reason(StrEnum):
     MALFORMED_HEADER = "malformed_header"
     MALFORMED_ID = "malformed_id"
     MALFORMED_TIMESTAMP = "malformed_timestamp"
+    MALFORMED_URL = "malformed_url"
     TOO_OLD = "too_old"
     TOO_NEW = "too_new"
     NO_ACTIVE_SECRET = "no_active_secret"  # noqa: S105 — a code
@@ -43,6 +44,9 @@ class Caller(msgspec.Struct, frozen=True):
 
     signed_id: str | None  # the id of the message, if the proof covers it
     secret: int  # the place of the secret that verified, so that people see when an old one falls silent
+    signed: bytes | None = (
+        None  # what was signed, where that is not the body as it is: bodies that differ can be the same
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +83,12 @@ class Presented(msgspec.Struct, frozen=True, kw_only=True):
                 return Unauthorized(Reason.MALFORMED_HEADER)
             given.append(value)
         return given
+
+    def url(self, public_url: str) -> bytes | Unauthorized:
+        """What the sender called, byte by byte: never by the Host header, which it could choose."""
+        if not self.target.startswith("/"):  # a whole URL, for a proxy
+            return Unauthorized(Reason.MALFORMED_URL)
+        return f"{public_url}{self.target}".encode("utf-8", "surrogateescape")
 
     def untimely(self, timestamp: str, tolerance: timedelta) -> Unauthorized | None:
         """Why a timestamp does not count: tolerance has two sides, and a timestamp is digits and nothing else."""

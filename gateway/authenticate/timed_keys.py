@@ -13,10 +13,11 @@ ALWAYS: Span = (float("-inf"), float("inf"))
 
 
 class TimedKeys(Generic[Key]):
-    def __init__(self, secrets: Sequence[TimedSecret], key_of: Callable[[Secret], Key]) -> None:
-        """`key_of` makes of a secret what verifies with it."""
-        self._keys = [(place, key_of(timed.secret)) for place, timed in enumerate(secrets)]
-        self._times = [span_of(timed) for timed in secrets]
+    def __init__(self, secrets: Sequence[TimedSecret], key_of: Callable[[Secret], Key | None]) -> None:
+        """`key_of` makes of a secret what verifies with it; None if it is of another kind."""
+        keys = [(place, key_of(timed.secret), span_of(timed)) for place, timed in enumerate(secrets)]
+        self._keys = [(place, key) for place, key, _ in keys if key is not None]
+        self._times = [span for _, key, span in keys if key is not None]
         self._always = all(time == ALWAYS for time in self._times)
 
     def active(self, at: float) -> Sequence[tuple[int, Key]]:

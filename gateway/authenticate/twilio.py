@@ -1,0 +1,97 @@
+"""Twilio: HMAC over the URL and the fields of a form, sorted; or over a URL that has the digest of another body in it.
+
+The URL is `serve.public_url` and the target of the request as it came, never decoded, sorted or encoded anew.  Twilio
+signs it with its port or without, so both count.
+"""
+
+import base64
+import hashlib
+import hmac
+from collections.abc import Iterator
+from urllib.parse import unquote_to_bytes, urlsplit
+
+from connectors.mac import Mac
+from gateway.authenticate.presented import Caller, Presented, Reason, Unauthorized
+from gateway.authenticate.timed_keys import TimedKeys
+from gateway.config_sections import Twilio
+
+
+class TwilioScheme:
+    """Nothing stands between what it signs, so one signature fits fields that are cut at other places, too.
+
+    All of them are the same post: a Caller says what was signed, and whoever posts it again is recognised by that.
+    """
+
+    def __init__(self, source: Twilio, *, public_url: str | None) -> None:
+        self._keys = TimedKeys(source.secrets, lambda secret: Mac(secret.bytes, source.algorithm))
+        self._public_urls = tuple(_with_and_without_port(public_url or ""))
+
+    async def authenticate(self, presented: Presented) -> Caller | Unauthorized:
+        given = presented.once("X-Twilio-Signature")
+        if isinstance(given, Unauthorized):
+            return given
+        fields = _fields_of(presented)
+        if isinstance(fields, Unauthorized):
+            return fields
+        messages = []
+        for public_url in self._public_urls:
+            url = presented.url(public_url)
+            if isinstance(url, Unauthorized):
+                return url
+            messages.append(url + fields)
+        return self._verify(messages, presented.at, given[0].encode())
+
+    def _verify(self, messages: list[bytes], at: float, given: bytes) -> Caller | Unauthorized:
+        keys = self._keys.active(at)
+        if not keys:
+            return Unauthorized(Reason.NO_ACTIVE_SECRET)
+        verified: int | None = None
+        for place, mac in keys:  # all of them, whatever matched before: how long it takes says nothing
+            for message in messages:
+                expected = base64.b64encode(mac.of(message))
+                if hmac.compare_digest(expected, given) and verified is None:
+                    verified = place
+        if verified is None:
+            return Unauthorized(Reason.WRONG_SIGNATURE)
+        return Caller(signed_id=None, secret=verified, signed=hashlib.sha256(messages[0]).digest())
+
+    async def close(self) -> None:
+        """Holds nothing."""
+
+
+def _with_and_without_port(public_url: str) -> Iterator[str]:
+    parts = urlsplit(public_url)
+    host = parts.netloc.rpartition(":")[0] if parts.port else parts.netloc
+    port = parts.port or (80 if parts.scheme == "http" else 443)
+    yield f"{parts.scheme}://{host}{parts.path}"
+    yield f"{parts.scheme}://{host}:{port}{parts.path}"
+
+
+def _fields_of(presented: Presented) -> bytes | Unauthorized:
+    """What is signed behind the URL: of a form its fields; of another body nothing, since the URL has its digest."""
+    if presented.headers.get("Content-Type", "").partition(";")[0].strip().lower() == _FORM:
+        return _sorted(presented.body)
+    digests = [value for name, _, value in _query(presented.target) if name == "bodySHA256"]
+    body = hashlib.sha256(presented.body).hexdigest().encode()
+    if len(digests) != 1 or not hmac.compare_digest(body, digests[0].lower().encode("utf-8", "replace")):
+        return Unauthorized(Reason.WRONG_BODY)
+    return b""
+
+
+def _query(target: str) -> Iterator[tuple[str, str, str]]:
+    return (part.partition("=") for part in target.partition("?")[2].split("&"))
+
+
+def _sorted(form: bytes) -> bytes | Unauthorized:
+    """Names and values by name; a value that stands twice under one name counts once, as in the libraries of Twilio."""
+    if form.count(b"&") >= _MOST:
+        return Unauthorized(Reason.WRONG_BODY)
+    pairs = (field.replace(b"+", b" ").partition(b"=") for field in form.split(b"&") if field)
+    return b"".join(
+        name + value
+        for name, value in sorted({(unquote_to_bytes(name), unquote_to_bytes(value)) for name, _, value in pairs})
+    )
+
+
+_FORM = "application/x-www-form-urlencoded"
+_MOST = 1000  # fields that are sorted for somebody who is not proven yet
