@@ -92,15 +92,16 @@ WRONG = Unauthorized(Reason.WRONG_CERTIFICATE)
         ("subject: ['CN=edge-1,O=Hospital']", True),
         ("subject: ['CN=edge-1']", False),
         ("subject: ['O=Hospital,CN=edge-1']", False),
-        (f"spki: ['{spki(KEY)}']", True),
-        (f"spki: ['{spki(OTHER_KEY)}', '{spki(KEY)}']", True),
-        (f"spki: ['{spki(OTHER_KEY)}']", False),
-        (f"san: ['dns:edge-1.example'], spki: ['{spki(KEY)}']", True),
-        (f"san: ['dns:edge-1.example'], spki: ['{spki(OTHER_KEY)}']", False),
-        (f"subject: ['CN=other'], spki: ['{spki(KEY)}']", False),
+        ("spki: ['ITS_KEY']", True),
+        ("spki: ['OTHER_KEY', 'ITS_KEY']", True),
+        ("spki: ['OTHER_KEY']", False),
+        ("san: ['dns:edge-1.example'], spki: ['ITS_KEY']", True),
+        ("san: ['dns:edge-1.example'], spki: ['OTHER_KEY']", False),
+        ("subject: ['CN=other'], spki: ['ITS_KEY']", False),
     ],
 )
 async def test_every_kind_of_pin_that_is_there_must_hold(pins: str, counts: bool) -> None:
+    pins = pins.replace("ITS_KEY", spki(KEY)).replace("OTHER_KEY", spki(OTHER_KEY))
     assert await scheme(pins).authenticate(presented(RIGHT)) == (Caller(None, secret=0) if counts else WRONG)
 
 

@@ -101,7 +101,7 @@ def _spki(certificate: x509.Certificate) -> str:
     return "sha256/" + base64.b64encode(hashlib.sha256(key).digest()).decode()
 
 
-_BROKEN = (ValueError, TypeError, UnsupportedAlgorithm, x509.DuplicateExtension)
+_BROKEN = (ValueError, TypeError, UnsupportedAlgorithm, x509.DuplicateExtension, x509.InvalidVersion)
 """What a certificate raises that is read part by part, when it is asked for one."""
 _BYTES = re.compile(r":([A-Za-z0-9+/]+={0,2}):")
 _LONGEST = 8000  # a chain of RSA-4096 does not fit, and is not asked for
