@@ -73,6 +73,8 @@ def contradictions(parts: Parts) -> Iterator[Contradiction]:
     for name, source in parts.sources.items():
         if source.right is not None and not source.hides(("accepts",)):
             yield from _about_accepted(("sources", name, "accepts"), source.right.accepts, parts)
+            if source.right.format == "form":
+                yield from _about_form(("sources", name, "accepts"), source.right.accepts, parts)
         if isinstance(source.right, ClientCert) and parts.serve is not None:
             yield from _about_vouchers(("sources", name, "scheme"), parts.serve)
         if source.right is not None and source.right.signs_url and parts.serve and parts.serve.public_url is None:
@@ -122,7 +124,7 @@ def _about_reread(name: str, source: OdooNative, parts: Parts) -> Iterator[Contr
                 f'names "{accepted}", which says no model to read; add match: {{_model: …}} to it, or leave reread out'
             )
             yield Contradiction(("sources", name, "accepts", index), problem)
-        for path in _read_by(policy):
+        for path in policy.all_paths:
             if not re.fullmatch(r"[a-z_][a-z0-9_]*", path):
                 problem = (
                     f'names "{accepted}", which reads "{path}", and that is no field of Odoo; reread takes fields alone'
@@ -136,11 +138,6 @@ def _is_odoo(place: Place, system: str, parts: Parts) -> Iterator[Contradiction]
         yield Contradiction(place, f'names "{system}", but there is no such system{hint}')
     elif parts.systems.get(system) not in {"odoo", None}:
         yield Contradiction(place, f'names "{system}", which is no Odoo; name one whose connector is odoo')
-
-
-def _read_by(policy: Policy) -> list[str]:
-    facility = [policy.facility.from_] if policy.facility else []
-    return [*policy.match, *policy.paths.values(), *facility]
 
 
 def shared_secrets(sources: Mapping[str, AnySource]) -> Iterator[tuple[tuple[str, str, str, int], str]]:
@@ -181,6 +178,26 @@ def _about_accepted(path: Place, accepts: Sequence[str], parts: Parts) -> Iterat
         hiding = next((earlier for earlier in accepts[:index] if _hides(earlier, name, parts.policies)), None)
         if hiding is not None and name not in accepts[:index]:
             problem = f'names "{name}", but "{hiding}" before it matches all that it matches; put "{name}" first'
+            yield Contradiction((*path, index), problem)
+
+
+def _about_form(path: Place, accepts: Sequence[str], parts: Parts) -> Iterator[Contradiction]:
+    """A form is flat, each of its names stands once, and all that it holds is text."""
+    for index, name in enumerate(accepts):
+        policy = parts.policies[name].whole if name in parts.policies else None
+        if policy is None:
+            continue
+        nested = next((read for read in policy.all_paths if "." in read), None)
+        several = next((kept for kept, field in policy.keep.items() if field.many), None)
+        absent = next((read for read, wanted in policy.match.items() if wanted is None), None)
+        if nested is not None:
+            problem = f'names "{name}", which reads "{nested}", but a form has no keys below others; read one name'
+            yield Contradiction((*path, index), problem)
+        elif several is not None:
+            problem = f'names "{name}", which keeps a list as "{several}", but a form has none; keep one value'
+            yield Contradiction((*path, index), problem)
+        elif absent is not None:
+            problem = f'names "{name}", which matches "{absent}" with null, but a form has none; match a text'
             yield Contradiction((*path, index), problem)
 
 

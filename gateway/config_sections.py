@@ -339,6 +339,21 @@ class Proof(NamedTuple):
     not_after: datetime | None = None
 
 
+def _format(given: str) -> str:
+    if not re.fullmatch(r"json|form|form-json:[A-Za-z_][A-Za-z0-9_.-]{0,63}", given):
+        raise ValueError(
+            f"is {shown(given)}, which is no format; write json, form, or form-json: and the field with the JSON"
+        )
+    return given
+
+
+Format = Annotated[
+    str,
+    AfterValidator(_format),
+    WithJsonSchema({"type": "string", "pattern": "^(json|form|form-json:[A-Za-z_][A-Za-z0-9_.-]*|env:.+|file:.+)$"}),
+]
+
+
 class Source(Named):
     """Who may post, to /hooks/NAME."""
 
@@ -352,6 +367,8 @@ class Source(Named):
     """What it is expected to post; default: nothing is."""
     body: Size = 256 * 1024
     """The largest body."""
+    format: Format = "json"
+    """What a body is: json; form, whose fields are texts; or form-json:payload, a form with JSON in its field payload."""
     from_: tuple[Network, ...] = Field(default=(), alias="from")
     """The addresses that it may post from; default: any."""
     handshake: Handshake | None = None
@@ -368,6 +385,11 @@ class Source(Named):
     def signs_url(self) -> bool:
         """Whether what it signs has the URL in it, of which serve.public_url is the beginning."""
         return False
+
+    @property
+    def wrapped_in(self) -> str | None:
+        """The field of a form that holds the JSON, if it is in one."""
+        return self.format.removeprefix("form-json:") if self.format.startswith("form-json:") else None
 
     def contradictions(self) -> Iterator[Contradiction]:
         if self.body > 16 * 1024 * 1024:
@@ -843,6 +865,8 @@ class OdooNative(Source):
             yield Contradiction(
                 ("facility_limit",), "counts what is not known before the record is read; leave it out", (("reread",),)
             )
+        if self.reread is not None and self.format != "json":
+            yield Contradiction(("format",), "is not what Odoo posts; leave it out, beside reread", (("reread",),))
         if self.reread is not None and len(self.name) > _LONGEST_REREAD:
             yield Contradiction(
                 ("reread",), f"makes a destination of the source's name, which has more than {_LONGEST_REREAD} letters"
@@ -1245,6 +1269,12 @@ class Policy(Named):
     def paths(self) -> Mapping[str, str]:
         """Where each kept field stands in the body; one that is const stands nowhere."""
         return {name: field.from_ for name, field in self.keep.items() if not isinstance(field, ConstField)}
+
+    @property
+    def all_paths(self) -> tuple[str, ...]:
+        """Everything that is read of a body: to match, to keep, and to find the facility."""
+        facility = (self.facility.from_,) if self.facility else ()
+        return (*self.match, *self.paths.values(), *facility)
 
     def contradictions(self) -> Iterator[Contradiction]:
         for name, field in self.keep.items():

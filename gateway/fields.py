@@ -48,9 +48,9 @@ class Rule:
     false: bool = False  # whether `false` is a value here; elsewhere Odoo means "empty" by it
 
 
-def rule_of(field: ReadField, *, key: bytes) -> Rule:
-    """How `field` is kept; `key` is the key of pseudonyms."""
-    rule = _rule_of_one(field)
+def rule_of(field: ReadField, *, key: bytes, texts: bool = False) -> Rule:
+    """How `field` is kept; `key` is the key of pseudonyms; with `texts` all that is given is text, as in a form."""
+    rule = _of_text(field, _rule_of_one(field)) if texts else _rule_of_one(field)
     match field:
         case (
             IntField(token=str(domain))
@@ -89,6 +89,42 @@ def _rule_of_one(field: ReadField) -> Rule:
         case CodeField():
             return _code(field.pattern, field.max_length)
     assert_never(field)
+
+
+def _of_text(field: ReadField, rule: Rule) -> Rule:
+    """The same rule for values that are texts: a number is written as in JSON, and an empty text stands for nothing."""
+    typed: Callable[[str], object]
+    match field:
+        case IntField():
+            typed = _int_in
+        case DecimalField():
+            typed = msgspec.json.encode
+        case BoolField():
+            typed = _bool_in
+        case EnumField():
+            rule, typed = one_of({as_text(raw): word for raw, word in field.of.items()}), str
+        case UuidField() | TimestampField() | DateField() | CodeField():
+            typed = str
+    plain = rule.keep
+
+    def keep(text: object) -> object:
+        if type(text) is not str:
+            raise Unfit
+        return plain(typed(text)) if text else None
+
+    return replace(rule, takes=_SCALAR, keep=keep)
+
+
+def _int_in(text: str) -> int:
+    if _INT.fullmatch(text):
+        return int(text)
+    raise Unfit
+
+
+def _bool_in(text: str) -> bool:
+    if text in {"true", "false"}:
+        return text == "true"
+    raise Unfit
 
 
 def one_of(kept: Mapping[Scalar, Scalar]) -> Rule:
@@ -149,6 +185,7 @@ _TIMESTAMP = re.compile(
 )
 _DATE = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}")
 _UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
+_INT = re.compile(r"-?(?:0|[1-9][0-9]{0,39})")
 _PLAIN = re.compile(rb'"?(-?(?:0|[1-9][0-9]*+)(?:\.[0-9]++)?)"?')
 _SCIENTIFIC = re.compile(r"-?(?:0|[1-9][0-9]*+)(?:\.[0-9]++)?(?:[eE][+-]?[0-9]{1,4})?")
 _EXACT = Context(prec=4 * DIGITS, rounding=ROUND_HALF_UP)

@@ -18,6 +18,7 @@ from gateway.authenticate.peer import Address, Network, client_address, is_withi
 from gateway.config import Config
 from gateway.config_sections import AnySource, ClientCert, OdooNative
 from gateway.diagnosis import Diagnosis
+from gateway.forms import FormPolicies, WrappedPolicies
 from gateway.handshake import LONGEST, Handshake, MalformedError
 from gateway.hints import Hints, fields_by_model, name_of
 from gateway.listening import Brief, Incoming, Post, on_unix_socket
@@ -25,7 +26,7 @@ from gateway.minimize import Minimized, Policies, Unmet, Unreadable
 from gateway.parties import Party, parties
 from gateway.problems import problem, unavailable
 from gateway.refusals import Refusals
-from gateway.request_body import Unacceptable, judge_head, read_body, within
+from gateway.request_body import Unacceptable, judge_head, media_of, read_body, within
 from gateway.routes import Owed, Routes
 from gateway.secrets_used import SecretsUsed
 from gateway.silence import Heard
@@ -258,7 +259,7 @@ class Intake:
         if door is None:
             return None
         try:
-            judge_head(request, door.source.body)
+            judge_head(request, door.source.body, door.media)
         except Unacceptable as wrong:
             self._refusals.refused(door.source.name, wrong.code)
             return _unread(wrong)
@@ -285,7 +286,7 @@ class Intake:
 
     async def _read(self, request: Incoming, door: "_Door") -> bytes:
         try:
-            judge_head(request, door.source.body)
+            judge_head(request, door.source.body, door.media)
             if isinstance(request, Post):
                 return within(request.give_body(), door.source.body)
             return await read_body(request, door.source.body)
@@ -417,8 +418,13 @@ class _Door:
         self.source = source
         self.scheme: Scheme = scheme_for(source, config.serve)
         accepted = [config.policies[name] for name in source.accepts]
-        self.kept = Policies(accepted, key=key)
-        self.policies: Policies | Hints = self.kept
+        self.kept = Policies(accepted, key=key, texts=source.format == "form")
+        self.policies: Policies | Hints | FormPolicies | WrappedPolicies = self.kept
+        self.media = media_of(source)
+        if source.wrapped_in is not None:
+            self.policies = WrappedPolicies(source.wrapped_in, self.kept)
+        elif source.format == "form":
+            self.policies = FormPolicies(accepted, self.kept)
         self.signs_url = source.signs_url
         self.takes_token = isinstance(source, OdooNative)
         self.handshake = None if source.handshake is None else Handshake(source)

@@ -60,10 +60,11 @@ class Unmet:
 class Policies:
     """The policies that one source accepts; the first that matches is applied."""
 
-    def __init__(self, accepts: Sequence[Policy], *, key: bytes) -> None:
+    def __init__(self, accepts: Sequence[Policy], *, key: bytes, texts: bool = False) -> None:
+        """With `texts` all values of a body are texts, as those of a form."""
         telling = {_path(name) for policy in accepts for name in policy.match}
-        self._policies = tuple(_Compiled(policy, telling=telling, key=key) for policy in accepts)
-        self._choice = _Choice(accepts) if len(accepts) > 1 else None
+        self._policies = tuple(_Compiled(policy, telling=telling, key=key, texts=texts) for policy in accepts)
+        self._choice = _Choice(accepts, texts=texts) if len(accepts) > 1 else None
 
     def minimize(self, body: bytes) -> Minimized | Unreadable | Unmet:
         if body[:1] != b"{":
@@ -91,17 +92,24 @@ class _Refused(Exception):  # noqa: N818 — an ending, which `Policies.minimize
 class _Compiled:
     """One policy, ready to be applied."""
 
-    def __init__(self, policy: Policy, *, telling: set["_Path"], key: bytes) -> None:
+    def __init__(self, policy: Policy, *, telling: set["_Path"], key: bytes, texts: bool) -> None:
         fields = {name: field for name, field in policy.keep.items() if not isinstance(field, ConstField)}
-        rules = {name: (_path(field.from_), rule_of(field, key=key)) for name, field in fields.items()}
-        sites = {raw: as_text(site) for raw, site in policy.facility.of.items()} if policy.facility else {}
+        rules = {name: (_path(field.from_), rule_of(field, key=key, texts=texts)) for name, field in fields.items()}
+        sites = (
+            {as_text(raw) if texts else raw: as_text(site) for raw, site in policy.facility.of.items()}
+            if policy.facility
+            else {}
+        )
         place = (_path(policy.facility.from_), one_of(sites)) if policy.facility else None
         uses = [*rules.values(), *([place] if place else [])]
         types = _types([*uses, *((_path(name), _TELLING) for name in policy.match)])
 
         self._name, self._version = policy.name, policy.version
         self._read = _reader(types)
-        self._match = [_Match([*types].index(_path(name)), wanted) for name, wanted in policy.match.items()]
+        self._match = [
+            _Match([*types].index(_path(name)), as_text(wanted) if texts else wanted)
+            for name, wanted in policy.match.items()
+        ]
         self._fields = [
             (
                 name,
@@ -230,13 +238,17 @@ class _Template:
 class _Choice:
     """Tells by a few raw values which policy is meant."""
 
-    def __init__(self, policies: Sequence[Policy]) -> None:
+    def __init__(self, policies: Sequence[Policy], *, texts: bool) -> None:
         paths = sorted({_path(name) for policy in policies for name in policy.match})
         nested = any(path[:length] in paths for path in paths for length in range(1, len(path)))
         self._all = None if nested else _reader(dict.fromkeys(paths, msgspec.Raw))
         self._each = [_reader({path: msgspec.Raw}) for path in paths]
         self._wanted = [
-            [_Match(paths.index(_path(name)), wanted) for name, wanted in policy.match.items()] for policy in policies
+            [
+                _Match(paths.index(_path(name)), as_text(wanted) if texts else wanted)
+                for name, wanted in policy.match.items()
+            ]
+            for policy in policies
         ]
 
     def among(self, body: bytes) -> int:

@@ -1,6 +1,8 @@
 """The bytes of a request, within limits that are judged before anything is read."""
 
 import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import Protocol
 
@@ -8,6 +10,8 @@ from aiohttp import web
 from aiohttp.client_exceptions import ClientPayloadError
 from aiohttp.web_exceptions import HTTPException
 from multidict import CIMultiDictProxy
+
+from gateway.config_sections import Source
 
 BODY_DEADLINE = timedelta(seconds=10)
 
@@ -20,6 +24,9 @@ class Head(Protocol):
 
     @property
     def content_type(self) -> str: ...
+
+    @property
+    def charset(self) -> str | None: ...
 
     @property
     def content_length(self) -> int | None: ...
@@ -36,7 +43,44 @@ class Unacceptable(Exception):  # noqa: N818  an answer, not a mistake
         self.detail = detail
 
 
-def judge_head(request: Head, limit: int) -> None:
+@dataclass(frozen=True, slots=True)
+class Media:
+    """What a source posts."""
+
+    usual: str  # as nearly everybody says it
+    takes: Callable[[Head], bool]  # whether somebody says the same otherwise
+    wrong: Callable[[Head], Unacceptable]
+
+
+def _not_json(request: Head) -> Unacceptable:
+    mend = " Or let the source say format: form." if request.content_type == FORM.usual else ""
+    return Unacceptable(415, "not_json", "Not JSON", f"Send JSON, with Content-Type: application/json.{mend}")
+
+
+def _not_a_form(request: Head) -> Unacceptable:
+    mend = " Or leave format out of the source." if is_json(request.content_type) else ""
+    return Unacceptable(
+        415, "not_a_form", "Not a form", f"Send a form in UTF-8, with Content-Type: {FORM.usual}.{mend}"
+    )
+
+
+def _is_form(request: Head) -> bool:
+    return request.content_type == FORM.usual and (request.charset or "utf-8").lower() == "utf-8"
+
+
+def is_json(media_type: str) -> bool:
+    return media_type == "application/json" or (media_type.startswith("application/") and media_type.endswith("+json"))
+
+
+JSON = Media("application/json", lambda request: is_json(request.content_type), _not_json)
+FORM = Media("application/x-www-form-urlencoded", _is_form, _not_a_form)
+
+
+def media_of(source: Source) -> Media:
+    return JSON if source.format == "json" else FORM
+
+
+def judge_head(request: Head, limit: int, media: Media = JSON) -> None:
     """What the head says of the body; raises Unacceptable."""
     headers = request.headers
     if "Content-Encoding" in headers and any(e.lower() != "identity" for e in headers.getall("Content-Encoding")):
@@ -45,14 +89,10 @@ def judge_head(request: Head, limit: int) -> None:
         raise Unacceptable(400, "transfer_encoding", "Transfer-Encoding", "Only chunked is understood.")
     if "Expect" in headers and headers["Expect"].lower() != "100-continue":
         raise Unacceptable(417, "expectation", "Expectation", "Only 100-continue is understood.")
-    if headers.get("Content-Type") != "application/json" and not is_json(request.content_type):
-        raise Unacceptable(415, "not_json", "Not JSON", "Send JSON, with Content-Type: application/json.")
+    if headers.get("Content-Type") != media.usual and not media.takes(request):
+        raise media.wrong(request)
     if (request.content_length or 0) > limit:
         raise too_large(limit)
-
-
-def is_json(media_type: str) -> bool:
-    return media_type == "application/json" or (media_type.startswith("application/") and media_type.endswith("+json"))
 
 
 def too_large(limit: int) -> Unacceptable:

@@ -32,6 +32,7 @@ from gateway.config_sections import (
     TimedSecret,
     Twilio,
 )
+from gateway.request_body import media_of
 
 
 class SendError(Exception):
@@ -56,7 +57,7 @@ async def send(
 
     Where the URL is signed, it is the one that senders know, `public_url`.
     """
-    path, headers = f"/hooks/{source.name}", {"content-type": "application/json"}
+    path, headers = f"/hooks/{source.name}", {"content-type": media_of(source).usual}
     message, now = id or f"msg_{uuid4().hex}", datetime.now(UTC)
     match source:
         case StandardWebhooks():
@@ -136,7 +137,7 @@ def _http_signature(
             f"{source.name} has public keys alone: sign with the private one where it is, and post from there."
         )
     keyid, key = shared
-    headers = {"content-type": "application/json", "content-digest": http_signature.content_digest(body)}
+    headers = {"content-type": media_of(source).usual, "content-digest": http_signature.content_digest(body)}
     presented = Presented(
         headers=CIMultiDictProxy(CIMultiDict(headers)),
         body=body,

@@ -3,10 +3,12 @@
 import asyncio
 import hashlib
 import hmac
+import json
 import socket
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import suppress
+from urllib.parse import quote_plus
 
 import asyncpg
 import pytest
@@ -34,6 +36,8 @@ RETIRED = whsec("retired-secret-of-32-bytes-00000")
 SOURCES = """
   both: {scheme: standard-webhooks, secrets: [env:SHOP_SECRET, env:SHOP_SECRET_NEXT, {secret: env:RETIRED, not_after: 2020-01-01T00:00:00Z}], accepts: [order]}
   meter: {scheme: hmac, header: X-Signature, secrets: [env:METER], accepts: [order]}
+  hub: {scheme: hmac, header: X-Signature, secrets: [env:METER], accepts: [order], format: "form-json:payload", body: 4KiB}
+  phone: {scheme: hmac, header: X-Signature, secrets: [env:METER], accepts: [order], format: form}
   odoo: {scheme: odoo-native, token: env:ODOO_TOKEN, accepts: [order]}
   few: {scheme: standard-webhooks, secrets: [env:SHOP_SECRET], accepts: [order], limit: 2/s}
   edge: {scheme: client-cert, spki: ["PIN"], accepts: [order]}
@@ -153,6 +157,33 @@ refused("two lengths", 400, post(ORDER, [*signed(ORDER).items(), ("content-lengt
 refused("a length that is none", 400, post(ORDER, wrong(**{"content-length": "+5"})))
 refused("a negative length", 400, post(ORDER, wrong(**{"content-length": "-5"})))
 refused("an expectation that nobody knows", 417, post(ORDER, wrong(expect=CANARY)))
+
+FORM = "application/x-www-form-urlencoded"
+
+
+def form(body: bytes, path: str = "/hooks/hub", *, media: str = FORM) -> bytes:
+    mac = hmac.new(METER.encode(), body, hashlib.sha256).hexdigest()
+    return post(body, {"content-type": media, "x-signature": mac}, path)
+
+
+def in_a_form(body: bytes) -> bytes:
+    return b"payload=" + quote_plus(body.decode()).encode()
+
+
+# forms
+refused("JSON where a form is wanted", 415, form(ORDER, media="application/json"))
+refused("a form in another character set", 415, form(in_a_form(ORDER), media=f"{FORM}; charset=iso-8859-1"))
+refused("a form that is no form", 400, form(ORDER))
+refused("a form without its field", 400, form(b"body=" + CANARY.encode()))
+refused("a form with its field twice", 400, form(in_a_form(ORDER) + b"&" + in_a_form(ORDER)))
+refused("a form with its field twice, once in escapes", 400, form(in_a_form(ORDER) + b"&p%61yload=" + CANARY.encode()))
+refused("a form with JSON that is broken", 400, form(in_a_form(ORDER)[:-1]))
+refused("a form over the limit", 413, form(in_a_form(order(pad="x" * 4000))))
+refused("a form that meets no policy", 422, form(in_a_form(order(status=CANARY))))
+refused("a form with a text for a number", 422, form(f"kind=order&id={CANARY}&status=paid".encode(), "/hooks/phone"))
+refused("a form with a name twice", 400, form(b"kind=order&id=1&status=paid&id=2", "/hooks/phone"))
+refused("a form that is not in UTF-8", 400, form(b"kind=order&id=%ff&status=paid", "/hooks/phone"))
+refused("a form of nobody", 401, post(in_a_form(ORDER), {"content-type": FORM, "x-signature": "00" * 32}, "/hooks/hub"))
 
 # who it is
 refused("no signature", 401, post(ORDER, JSON))
@@ -674,6 +705,42 @@ async def test_whoever_signs_hmac_over_the_body_alone_is_believed(program: Progr
     mac = hmac.new(METER.encode(), body, hashlib.sha256).hexdigest()
     async with connected(program.port) as line:
         assert (await line.ask(post(body, {**JSON, "x-signature": mac}, "/hooks/meter"))).status == 202
+
+
+async def test_json_in_a_form_is_believed_by_its_raw_bytes_and_is_the_same_event_when_it_comes_again(
+    program: Program, sink: Partner
+) -> None:
+    body = in_a_form(order()) + b"&zen=" + CANARY.encode()
+    async with connected(program.port) as line:
+        answer = await line.ask(form(body, media=f"{FORM}; charset=UTF-8"))
+        assert answer.status == 202
+        assert (await line.ask(form(body))).json == {"id": answer.json["id"], "duplicate": True}
+        other = body.replace(b"%22", b'"')  # the same form, written in another way, is not what was signed
+        signed_before = form(body).replace(body, other).replace(str(len(body)).encode(), str(len(other)).encode(), 1)
+        assert (await line.ask(signed_before)).status == 401
+    await delivered(sink, answer.json["id"])
+
+
+async def test_a_form_of_texts_is_kept_in_its_types(program: Program, dsn: str) -> None:
+    async with connected(program.port) as line:
+        answer = await line.ask(form(b"kind=order&id=4711&status=paid&name=" + CANARY.encode(), "/hooks/phone"))
+        assert answer.status == 202
+    connection = await asyncpg.connect(dsn)
+    kept = await connection.fetchval("SELECT data FROM sluicegate.events WHERE id = $1", answer.json["id"])
+    await connection.close()
+    assert json.loads(kept) == {"id": 4711, "status": "paid"}
+
+
+async def test_who_posts_a_form_where_json_is_wanted_hears_which_setting_it_is(program: Program) -> None:
+    async with connected(program.port) as line:
+        answer = await line.ask(post(in_a_form(ORDER), wrong(**{"content-type": FORM})))
+        assert (answer.status, answer.json["detail"]) == (
+            415,
+            "Send JSON, with Content-Type: application/json. Or let the source say format: form.",
+        )
+    async with connected(program.port) as line:
+        asked = await line.ask(form(ORDER, media="application/json"))
+        assert asked.json["detail"].endswith("Or leave format out of the source.")
 
 
 # ── what the tests look at ──────────────────────────────────────────────────────────────────────────
