@@ -13,10 +13,11 @@ Nothing else in the program reads the environment.
 
 import re
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Final, TypeVar
 
-from pydantic import AfterValidator, Discriminator
+from pydantic import AfterValidator, Discriminator, Field
 from pydantic.json_schema import SkipJsonSchema
 
 import connectors
@@ -79,6 +80,8 @@ __all__ = [
     "TimedSecret",
     "load",
     "schema",
+    "secrets_of",
+    "with_secrets",
 ]
 
 
@@ -105,6 +108,14 @@ class Whole(Entry):
             yield Contradiction(("key",), problem, (("database",),))
 
 
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class AsRead:
+    """What a configuration was made of, so that it can be made again with other secrets."""
+
+    content: bytes
+    references: Mapping[str, Reference]  # by their origins
+
+
 class Config(Whole):
     """All of sluicegate.yaml."""
 
@@ -124,6 +135,7 @@ class Config(Whole):
     gone: SkipJsonSchema[tuple[str, ...]] = ()  # destinations that are retired and without a connector
     path: SkipJsonSchema[Path]
     digest: SkipJsonSchema[str]  # of the file: SHA-256, in hex
+    as_read: SkipJsonSchema[AsRead] = Field(repr=False, exclude=True)
     warnings: SkipJsonSchema[tuple[str, ...]] = ()  # what is no mistake, but perhaps not meant
 
     @property
@@ -139,6 +151,18 @@ def load(path: Path, environ: Mapping[str, str], kinds: Mapping[str, Kind] | Non
     """
     document = Document(path, environ)
     return _File(document, connectors.kinds() if kinds is None else kinds).config(path)
+
+
+def with_secrets(config: Config, renewed: Mapping[str, Reference], kinds: Mapping[str, Kind] | None = None) -> Config:
+    """The same configuration, where `renewed` are what some of its origins lead to by now; nothing else is read anew."""
+    known = {**config.as_read.references, **renewed}
+    document = Document(config.path, {}, content=config.as_read.content, known=known)
+    return _File(document, connectors.kinds() if kinds is None else kinds).config(config.path)
+
+
+def secrets_of(config: Config) -> Mapping[str, Secret]:
+    """Its secrets, by where they come from."""
+    return {secret.origin: secret for _, secret in _secrets_in(config, ()) if secret.origin}
 
 
 def schema(kinds: Mapping[str, Kind] | None = None) -> dict[str, Any]:
@@ -199,6 +223,7 @@ class _File:
             gone=tuple(name for name, (_, built) in destinations.items() if built is None),
             path=path,
             digest=self._document.digest,
+            as_read=AsRead(content=self._document.content, references=self._document.references),
         )
         return config.model_copy(update={"warnings": tuple(self._warnings(config, parts))})
 

@@ -48,12 +48,21 @@ class Document:
     What is wrong with it as YAML is in `mistakes`; the rest of it can still be read.
     """
 
-    def __init__(self, path: Path, environ: Mapping[str, str]) -> None:
+    def __init__(
+        self,
+        path: Path,
+        environ: Mapping[str, str],
+        *,
+        content: bytes | None = None,
+        known: Mapping[str, Reference] | None = None,
+    ) -> None:
+        """`content` is what the file says, if it is not to be read; `known` is what need not be looked up any more."""
         self.file = str(path)
-        content = _content(path)
+        self.content = content = _content(path) if content is None else content
         self.digest = hashlib.sha256(content).hexdigest()
         self.mistakes: list[Mistake] = []
         self.references: dict[str, Reference] = {}
+        self._known = known or {}
         self.folder = path.absolute().parent
         self._environ = environ
         self._read = 0
@@ -148,7 +157,7 @@ class Document:
             self._add(node.start_mark.line + 1, path, problem)
         if value.startswith(("env:", "file:")):
             if value not in self.references:
-                self.references[value] = self._refer(value)
+                self.references[value] = self._known.get(value) or self._refer(value)
             return self.references[value]
         return value
 
@@ -161,7 +170,7 @@ class Document:
     def _refer(self, origin: str) -> Reference:
         kind, _, name = origin.partition(":")
         if kind == "file":
-            return _file(origin, self.folder / name.strip())
+            return read_file(origin, self.folder)
         if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
             return Reference(
                 origin="env:…", text=None, problem="has no name of a variable after env:; write it as env:NAME"
@@ -312,7 +321,9 @@ def _same(key: object, wanted: object) -> bool:
     return key == wanted and isinstance(key, bool) == isinstance(wanted, bool)
 
 
-def _file(origin: str, path: Path) -> Reference:
+def read_file(origin: str, folder: Path) -> Reference:
+    """What `file:PATH` leads to now; a path is relative to `folder`."""
+    path = folder / origin.removeprefix("file:").strip()
     try:
         with path.open("rb") as file:
             content = file.read(_LARGEST_VALUE + 1)

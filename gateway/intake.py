@@ -14,9 +14,9 @@ import structlog
 from aiohttp import HttpVersion11, web
 
 from gateway.authenticate import Caller, Presented, Reason, Scheme, Unauthorized, scheme_for
-from gateway.authenticate.peer import Address, Network, client_address, is_within
+from gateway.authenticate.peer import Address, client_address, is_within
 from gateway.config import Config
-from gateway.config_sections import AnySource, ClientCert, OdooNative
+from gateway.config_sections import AnySource, ClientCert, HttpSignature, OdooNative, Serve
 from gateway.diagnosis import Diagnosis
 from gateway.forms import FormPolicies, WrappedPolicies
 from gateway.handshake import LONGEST, Handshake, MalformedError
@@ -95,7 +95,7 @@ class Intake:
         self._sources: Mapping[str, _Door] = {}
         self._routes = Routes({})
         self._destinations: Mapping[str, Destination] = {}
-        self._proxies: tuple[Network, ...] = ()
+        self._serve = Serve()
         self._parties: Mapping[str, Mapping[Party, int]] = {}
         self._slowly = SlowRefusals()
         self._telling: asyncio.TimerHandle | None = None
@@ -110,6 +110,7 @@ class Intake:
                 config,
                 # those of before, where there are: what is under way counts there, too
                 before[name].counts if name in before else SourceMetrics(self._metrics, name),
+                self._scheme(source, config),
                 key=self._key,
                 share=self._share,
             )
@@ -118,9 +119,18 @@ class Intake:
         self._routes = Routes(config.routes, give_up={name: d.retry.give_up for name, d in config.destinations.items()})
         self._destinations = destinations
         self._parties = parties(config)
-        self._proxies = config.serve.trusted_proxies
+        self._serve = config.serve
+        kept = {door.scheme for door in self._sources.values()}
         for door in before.values():
-            await door.scheme.close()
+            if door.scheme not in kept:
+                await door.scheme.close()
+
+    def _scheme(self, source: AnySource, config: Config) -> Scheme:
+        """That of before, if nothing of it has changed: the keys of an issuer that does not answer now go on counting."""
+        before = self._sources.get(source.name)
+        if before is not None and before.source == source and self._serve == config.serve:
+            return before.scheme
+        return scheme_for(source, config.serve)
 
     def tell(self) -> None:
         """What was counted since the last time, to the metrics."""
@@ -274,14 +284,14 @@ class Intake:
         peer: Address | None = None
         with suppress(ValueError):
             peer = ip_address(request.remote or "")
-        return client_address(peer, request.headers.getall("X-Forwarded-For", ()), self._proxies)
+        return client_address(peer, request.headers.getall("X-Forwarded-For", ()), self._serve.trusted_proxies)
 
     def _may_vouch(self, request: Incoming) -> bool:
         """Whether who is connected, and not who is said to be behind it, is a proxy that we trust."""
         if on_unix_socket(request):
             return True
         with suppress(ValueError):
-            return is_within(ip_address(request.remote or ""), self._proxies)
+            return is_within(ip_address(request.remote or ""), self._serve.trusted_proxies)
         return False
 
     async def _read(self, request: Incoming, door: "_Door") -> bytes:
@@ -332,7 +342,7 @@ class Intake:
         presented = Presented(
             headers=request.headers,
             body=body,
-            target=request.raw_path if door.signs_url else "",
+            target=request.raw_path if door.signs_target else "",
             token=token,
             peer=peer,
             at=time.time(),
@@ -414,9 +424,11 @@ class Intake:
 class _Door:
     """One source, compiled."""
 
-    def __init__(self, source: AnySource, config: Config, counts: SourceMetrics, *, key: bytes, share: int) -> None:
+    def __init__(
+        self, source: AnySource, config: Config, counts: SourceMetrics, scheme: Scheme, *, key: bytes, share: int
+    ) -> None:
         self.source = source
-        self.scheme: Scheme = scheme_for(source, config.serve)
+        self.scheme = scheme
         accepted = [config.policies[name] for name in source.accepts]
         self.kept = Policies(accepted, key=key, texts=source.format == "form")
         self.policies: Policies | Hints | FormPolicies | WrappedPolicies = self.kept
@@ -425,7 +437,7 @@ class _Door:
             self.policies = WrappedPolicies(source.wrapped_in, self.kept)
         elif source.format == "form":
             self.policies = FormPolicies(accepted, self.kept)
-        self.signs_url = source.signs_url
+        self.signs_target = source.signs_url or isinstance(source, HttpSignature)
         self.takes_token = isinstance(source, OdooNative)
         self.handshake = None if source.handshake is None else Handshake(source)
         self.rereads: Owed | None = None  # what a post of this source owes, where it is a hint

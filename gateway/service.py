@@ -33,6 +33,7 @@ from gateway.partners import Partners
 from gateway.policy_versions import PolicyVersions
 from gateway.problems import problems_only
 from gateway.refusals import Refusals
+from gateway.renewal import Renewal
 from gateway.secrets_used import SecretsUsed
 from gateway.silence import Heard, Silence, expectation
 from gateway.waiting_room import AWAY, READ_ONLY
@@ -92,6 +93,7 @@ class Service:
         self._disagreed = False
         self._destinations: dict[str, Destination] = {}
         self._retired: dict[asyncio.Task[None], Partners] = {}
+        self._taking = asyncio.Lock()  # one configuration at a time
 
     @property
     def _gateway(self) -> bool:
@@ -183,6 +185,7 @@ class Service:
         self.letters = DeadLetters(self._operators_database, tracing=self.tracing)
         self.refusals = Refusals(self._operators_database, self.metrics)
         self.heard = Heard(self._operators_database)
+        self.renewal = Renewal(self.metrics)
         self.secrets_used = SecretsUsed(self._operators_database, self.metrics)
         self.silence = Silence(
             self._operators_database,
@@ -222,38 +225,49 @@ class Service:
 
     async def reload(self) -> None:
         """Read the file again; a bad one is refused with all its mistakes, and the old one goes on."""
-        try:
-            config = configuration.load(self._config.path, self._environ)
-        except ConfigurationError as error:
-            for mistake in error.mistakes:
-                log.error(LogEvent.CONFIG_REFUSED, mistake=str(mistake))  # noqa: TRY400  it is not our mistake
-            return
+        async with self._taking:
+            try:
+                config = await asyncio.to_thread(configuration.load, self._config.path, self._environ)
+            except ConfigurationError as error:
+                for mistake in error.mistakes:
+                    log.error(LogEvent.CONFIG_REFUSED, mistake=str(mistake))  # noqa: TRY400  it is not our mistake
+                return
+            try:
+                if not await self._take(config):
+                    return
+            except Unavailable:
+                log.error(LogEvent.CONFIG_REFUSED, mistake="the database does not answer; send SIGHUP again")  # noqa: TRY400  nor this
+                return
+            log.info(LogEvent.CONFIG_RELOADED, digest=config.digest[:12])
+            with suppress(Unavailable):
+                await self._report_configuration()
+            await self._tell_of_the_forgotten()
+
+    async def _renew_secrets(self) -> None:
+        """Take those that have changed, by the configuration as it was read; what else the file says by now waits for SIGHUP."""
+        async with self._taking:
+            before = self._config
+            if (renewed := await self.renewal.look(before)) and await self._take(renewed):
+                self.renewal.took(before, renewed)
+
+    async def _take(self, config: Config) -> bool:
+        """Work by it from now on, if that can be; else why not is told.  Raises Unavailable."""
         if fixed := needs_restart(self._config, config):
             log.error(LogEvent.CONFIG_REFUSED, mistake=f"{', '.join(fixed)} cannot change while it runs; restart it")
-            return
+            return False
         before = self.partners
-        try:
-            for told in (owing := await self._dropped(config)):
-                log.error(LogEvent.CONFIG_REFUSED, mistake=told)
-            if owing:
-                return
-            for told in (changed := await self._versions.changed(config.policies)):
-                log.error(LogEvent.CONFIG_REFUSED, mistake=told)
-            if changed:
-                return
-            await self._adopt(config)
-        except Unavailable:
-            log.error(LogEvent.CONFIG_REFUSED, mistake="the database does not answer; send SIGHUP again")  # noqa: TRY400  nor this
-            return
+        refused = [*await self._dropped(config), *await self._versions.changed(config.policies)]
+        for told in refused:
+            log.error(LogEvent.CONFIG_REFUSED, mistake=told)
+        if refused:
+            return False
+        await self._adopt(config)
         if self._dispatching:
             self.dispatcher.retarget(self._targets())
         retired = asyncio.create_task(self._retire(before))
         self._retired[retired] = before
         retired.add_done_callback(self._retired.pop)
-        log.info(LogEvent.CONFIG_RELOADED, digest=config.digest[:12])
-        with suppress(Unavailable):
-            await self._report_configuration()
-        await self._tell_of_the_forgotten()
+        return True
 
     async def _dropped(self, config: Config) -> list[str]:
         """What a new configuration forgets that this one knows, though something is still owed to it.
@@ -337,6 +351,7 @@ class Service:
             Task("books", timedelta(seconds=15), self._report),
             Task("refusals", timedelta(seconds=1), self.refusals.flush),
             Task("heard", timedelta(seconds=5), self.heard.flush),
+            Task("renewal", timedelta(seconds=2), self._renew_secrets),
             Task("secrets", timedelta(minutes=1), lambda: self.secrets_used.report(self._config)),
             Task("silence", timedelta(seconds=10), self.silence.watch),
         ]

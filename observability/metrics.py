@@ -133,6 +133,11 @@ class Metrics:
             "source",
             "origin",
         )
+        self.secret_unreadable = self._reported(
+            MetricName.SECRETS_UNREADABLE,
+            "1 while a secret cannot be read anew, or is none that could be used: the one before it goes on counting.",
+            "origin",
+        )
         self.sequence_missing = self._reported(
             MetricName.SEQUENCE_MISSING,
             "Numbers missing in the sequence of a sender: messages that it sent, and that never came.",

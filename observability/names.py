@@ -51,6 +51,7 @@ class MetricName(StrEnum):
     DROPPED_KEYS = "sluicegate_dropped_keys_total"
     SECRET_USED = "sluicegate_secret_used_total"  # noqa: S105 — a name, not a secret
     SECRET_LAST_USED = "sluicegate_secret_last_used_timestamp_seconds"  # noqa: S105 — as that
+    SECRETS_UNREADABLE = "sluicegate_secret_unreadable"
     ATTEMPTS = "sluicegate_attempts_total"
     ATTEMPT_SECONDS = "sluicegate_attempt_seconds"
     DELIVERY_SECONDS = "sluicegate_delivery_seconds"
@@ -101,6 +102,8 @@ class LogEvent(StrEnum):
 
     CONFIG_RELOADED = "config.reloaded"
     CONFIG_REFUSED = "config.refused"
+    SECRETS_RENEWED = "secrets.renewed"
+    SECRET_UNREADABLE = "secret.unreadable"  # noqa: S105 — or none that could be used: the one before it counts
     CONFIGURATIONS_DIFFER = "configurations.differ"
     CONFIGURATIONS_AGREE = "configurations.agree"
 

@@ -3,8 +3,10 @@
 import base64
 import hashlib
 import hmac
+import json
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,6 +22,7 @@ from gateway.authenticate import Caller, Presented, Reason, Scheme, Unauthorized
 from gateway.authenticate.http_signature import content_digest, signature_base, signature_parameters
 from gateway.verifying_keys import verifying_key
 from tests.door import configured
+from tests.serving import CONFIGURATION, order, serving
 
 NOW = int(datetime.now(UTC).timestamp())
 BODY = b'{"id": 42}'
@@ -181,6 +184,26 @@ async def test_the_example_of_the_rfc_is_verified() -> None:
     assert base is not None
     mac = base64.b64encode(hmac.digest(secret, base, "sha256")).decode()
     assert mac == "pxcQw6G3AjtMBQjwo8XzkZf/bws5LelbaMk5rGIGtE8="
+
+
+async def test_the_door_takes_what_the_library_signed_and_the_same_nonce_is_the_same_event(
+    tmp_path: Path, dsn: str
+) -> None:
+    (tmp_path / "mac").write_text(SHARED)
+    source = "  edge: {{scheme: http-signature, keys: {{mac: file:mac}}, components: ['@path', content-digest], accepts: [purchase-order]}}\npolicies:"
+    text = CONFIGURATION.replace("policies:", source, 1)
+    async with serving(tmp_path, dsn, "http://127.0.0.1:1", configured=text) as program:
+
+        async def post(number: int, path: str = "/hooks/edge") -> int:
+            body, url = json.dumps(order(id=number)).encode(), f"{program.address}/hooks/edge"
+            how = {"created": datetime.now(UTC), "covered_component_ids": ("@path", "content-digest")}
+            headers = by_library("mac", Message(url=url), body=body, **how)
+            async with program.session.post(program.address + path, data=body, headers=headers) as answer:
+                return answer.status
+
+        assert [await post(1), await post(1), await post(2)] == [202, 200, 409]
+        assert await post(1, "/hooks/edge?a=1") == 200  # the query is not signed here, and changes nothing
+        assert await post(1, "/hooks/odoo") == 401
 
 
 # ── where we are stricter ──────────────────────────────────────────────────────────────────────────
