@@ -10,6 +10,7 @@ from outbox.database import Database
 
 PATIENCE = timedelta(minutes=5)  # with a deploy, during which configurations differ
 SILENT = timedelta(seconds=45)  # a process that said nothing for so long is not there
+AGAIN = timedelta(minutes=2)  # one that comes within so long of the last with its configuration goes on where that was
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -19,7 +20,7 @@ class Process:
     name: str  # host:pid
     role: str
     digest: str  # of its configuration
-    since: datetime  # it works by this one
+    since: datetime  # it, or another that it followed, works by this one
     seen_at: datetime
 
 
@@ -44,24 +45,34 @@ class Fleet:
         self._id = uuid4()
 
     async def report(self, *, name: str, role: str, digest: str) -> Agreement:
-        """Say that this process is there, forget those that are not, and look at the others."""
+        """Say that this process is there, forget those that are not, and look at the others.
+
+        A configuration is as old as its first process, as long as there is always another soon: one that is restarted
+        again and again differs for as long as one that is not.
+        """
         await self._database.execute(
             """
             WITH gone AS (
                 DELETE FROM processes WHERE seen_at < clock_timestamp() - $5::interval AND id <> $1
+            ), there AS (
+                SELECT min(since) AS since
+                  FROM processes
+                 WHERE digest = $4
+                   AND seen_at >= clock_timestamp() - $5::interval
             )
-            INSERT INTO processes AS p (id, name, role, digest)
-            VALUES ($1, $2, $3, $4)
+            INSERT INTO processes AS p (id, name, role, digest, since)
+            SELECT $1, $2, $3, $4, coalesce(since, clock_timestamp())
+              FROM there
                 ON CONFLICT (id) DO UPDATE
                SET seen_at = clock_timestamp(),
                    digest = excluded.digest,
-                   since = CASE WHEN p.digest = excluded.digest THEN p.since ELSE clock_timestamp() END
+                   since = CASE WHEN p.digest = excluded.digest THEN p.since ELSE excluded.since END
             """,
             self._id,
             name,
             role,
             digest,
-            SILENT,
+            SILENT + AGAIN,
         )
         return await self.agreement()
 
@@ -92,4 +103,7 @@ class Fleet:
         return [Process(**dict(row)) for row in rows]
 
     async def leave(self) -> None:
-        await self._database.execute("DELETE FROM processes WHERE id = $1", self._id)
+        """It is not there any more, and is remembered for a while."""
+        await self._database.execute(
+            "UPDATE processes SET seen_at = clock_timestamp() - $2::interval WHERE id = $1", self._id, SILENT
+        )

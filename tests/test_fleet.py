@@ -12,7 +12,7 @@ from structlog.testing import capture_logs
 from gateway import config as configuration
 from gateway.service import Place, Service
 from observability.metrics import Metrics
-from outbox.fleet import PATIENCE, Fleet
+from outbox.fleet import Fleet
 from tests.house import House, Partner, house_on, until
 from tests.serving import ENVIRON, serving
 
@@ -117,7 +117,10 @@ async def test_every_process_says_by_which_configuration_it_works_and_differing_
             assert f'sluicegate_fleet_processes{{digest="{second._config.digest}"}} 1.0' in shown
             assert "sluicegate_configurations_differ 0.0" in shown
 
-            await _let_pass(first, PATIENCE)
+            await _let_pass(first, timedelta(minutes=4, seconds=55))
+            await first._report_configuration()
+            assert "sluicegate_configurations_differ 0.0" in first.metrics.render().decode()
+            await _let_pass(first, timedelta(seconds=5))
             for _ in range(2):
                 await first._report_configuration()
             assert "sluicegate_configurations_differ 1.0" in first.metrics.render().decode()
@@ -145,7 +148,45 @@ async def test_a_process_that_is_silent_or_has_changed_its_mind_does_not_differ_
     await house.intake.execute("UPDATE processes SET since = since - interval '6 minutes'")
     await house.intake.execute("UPDATE processes SET seen_at = seen_at - interval '1 minute' WHERE name = 'two'")
     assert not (await one.report(name="one", role="gateway", digest="a")).broken
+    await house.intake.execute("UPDATE processes SET seen_at = seen_at - interval '2 minutes' WHERE name = 'two'")
+    await one.report(name="one", role="gateway", digest="a")
     assert await house.count("processes") == 1
+
+
+@pytest.mark.parametrize("restarted", ["the other one", "the one that agrees"])
+@pytest.mark.parametrize("by", ["SIGTERM", "a crash"])
+async def test_one_that_is_restarted_again_and_again_differs_for_as_long_as_one_that_is_not(
+    house: House, restarted: str, by: str
+) -> None:
+    digest, stays = ("b", "a") if restarted == "the other one" else ("a", "b")
+    await Fleet(house.intake).report(name="first", role="gateway", digest=digest)
+    steady = Fleet(house.intake)
+    await steady.report(name="steady", role="gateway", digest=stays)
+    broken = []
+    for minute in range(1, 8):
+        again = Fleet(house.intake)
+        await again.report(name=f"again {minute}", role="gateway", digest=digest)
+        await steady.report(name="steady", role="gateway", digest=stays)
+        if by == "SIGTERM":
+            await again.leave()
+        await house.intake.execute(
+            "UPDATE processes SET since = since - interval '1 minute', seen_at = seen_at - interval '1 minute'"
+        )
+        await Fleet(house.intake).report(name=f"now {minute}", role="gateway", digest=digest)
+        broken.append((await steady.report(name="steady", role="gateway", digest=stays)).broken)
+    assert broken == [False] * 4 + [True] * 3
+
+
+async def test_who_was_away_for_long_begins_anew(house: House) -> None:
+    one, two = Fleet(house.intake), Fleet(house.intake)
+    await one.report(name="one", role="gateway", digest="a")
+    await two.report(name="two", role="gateway", digest="b")
+    await two.leave()
+    await house.intake.execute(
+        "UPDATE processes SET since = since - interval '6 minutes', seen_at = seen_at - interval '3 minutes'"
+    )
+    await Fleet(house.intake).report(name="three", role="gateway", digest="b")
+    assert not (await one.report(name="one", role="gateway", digest="a")).broken
 
 
 async def _let_pass(service: Service, time: timedelta) -> None:
