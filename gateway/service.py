@@ -4,6 +4,7 @@ import asyncio
 import base64
 import os
 import socket
+import time
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
@@ -60,7 +61,9 @@ from outbox.waking import Waker
 
 log = structlog.get_logger()
 
-DRAIN = timedelta(seconds=30)
+DRAIN = timedelta(
+    seconds=30
+)  # from when it is told to stop until nothing is waited for any more, requests and deliveries
 ORDERED_SHARDS = 16
 LARGEST_SKEW = timedelta(seconds=5)
 LAST_FLUSH = timedelta(seconds=2)  # of what was refused, at the end
@@ -88,6 +91,7 @@ class Service:
         self._environ = environ
         self._parts = AsyncExitStack()
         self._stopping = False
+        self._drained_at = float("inf")  # when nothing is waited for any more, on the monotonic clock
         self._primary = Primary()
         self._followed = self._primary.left
         self._disagreed = False
@@ -117,7 +121,7 @@ class Service:
         self._watchdog.start()
         self._parts.push_async_callback(self._watchdog.stop)
         if self._dispatching:
-            self._parts.push_async_callback(self.dispatcher.stop, DRAIN)
+            self._parts.push_async_callback(self._stop_dispatching)
             await self.dispatcher.start(self._targets())
         self._parts.push_async_callback(self._leave_the_fleet)
         await self._report_configuration()
@@ -141,7 +145,12 @@ class Service:
     async def stop(self) -> None:
         """Take nothing more, finish what is under way, hand over the rest."""
         self._stopping = True
+        self._drained_at = time.monotonic() + DRAIN.total_seconds()
         await self._parts.aclose()
+
+    async def _stop_dispatching(self) -> None:
+        """In what the requests that were under way have left of the time."""
+        await self.dispatcher.stop(timedelta(seconds=max(0.0, self._drained_at - time.monotonic())))
 
     async def _open_database(self) -> None:
         """Pools of their own, so that nobody's question can keep intake or dispatch from a connection."""
