@@ -17,9 +17,6 @@ from outbox.store import Arrival, Buckets, Outbox, Seen, Stored
 
 SLOW = timedelta(milliseconds=50)  # after that the batch under way is not waited for: another connection takes the next
 PATIENCE = timedelta(seconds=2)  # senders wait for a few seconds at most
-LOOK = timedelta(
-    milliseconds=100
-)  # for who has waited for so long: one timer for all, as each costs a twentieth of a post
 LARGEST = 500  # arrivals in one statement
 LONGEST_QUEUE = 10_000  # arrivals that may wait, and
 HEAVIEST_QUEUE = 16 * 1024 * 1024  # bytes of what is kept of them; beyond either the door says 503 before memory grows

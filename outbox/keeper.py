@@ -61,7 +61,7 @@ PROMISES = {
 
 MANNERS = {
     # It shares a small machine with the program.
-    "max_connections": "1000",  # 13 for each of up to 64 workers, and some for commands
+    "max_connections": "1000",  # 15 for each of up to 64 workers, and some for commands
     "shared_buffers": "128MB",
     "max_parallel_workers_per_gather": "0",
     "io_method": "sync",

@@ -125,8 +125,8 @@ def test_behind_a_proxy_that_minds_readiness_programs_are_restarted_in_turn_and_
                 until(lambda: len(senders.events) > so_far + 20, 30, "some load")  # noqa: B023
                 other.begin_a_new_page()
                 assert program.stop(within=60) == 0
-                careful = [taken["careful"] for taken in other.log("lanes.taken_over")]
-                assert not any(careful), "what is handed over needs no care"
+                taken = until(lambda: other.log("lanes.taken_over"), 30, "a take-over")  # noqa: B023
+                assert not any(lane["careful"] for lane in taken), "what is handed over needs no care"
                 program.start().ready(60)
         assert senders.troubles == []
         assert set(senders.answers) == {202}
