@@ -1,6 +1,7 @@
 """A pooler between the program and its Postgres: one that lends connections is refused with the mend, a fair one is not."""
 
 import asyncio
+import subprocess
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -8,11 +9,11 @@ from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
-from outbox.database import SESSION, Database, UnsuitableError
+from outbox.database import SESSION, Database, UnsuitableError, migrations_pending
 from outbox.pooler import refuse_pooler
 from tests import pgbouncer
 from tests.house import Partner, house_on
-from tests.program import Program, configuration, ended_with
+from tests.program import COMMAND, Program, configuration, ended_with, partner
 from tests.way import Lending, Pooler, opened
 
 
@@ -76,6 +77,29 @@ def test_the_program_does_not_begin_behind_a_pooler_that_lends_connections(
         assert "pool_mode = session" in program.output
 
 
+async def test_check_fails_behind_a_pooler_that_lends_connections_and_says_the_mend(
+    dsn: str, tmp_path: Path, stack: ExitStack
+) -> None:
+    """All else is as it should be: in session mode the same is good."""
+    status, said = await typed("check", through(stack, "transaction", dsn), tmp_path)
+    assert (status, said.count("FAILS")) == (1, 1), said
+    [told] = [line for line in said.splitlines() if line.startswith("FAILS  database: ")]
+    assert "pool_mode = session" in told
+    status, said = await typed("check", through(stack, "session", dsn), tmp_path)
+    assert (status, "ok     database: reachable, migrated" in said) == (0, True), said
+
+
+async def test_migrate_applies_nothing_through_a_pooler_that_lends_connections_and_says_the_mend(
+    empty_dsn: str, tmp_path: Path, stack: ExitStack
+) -> None:
+    pending = await migrations_pending(empty_dsn)
+    status, said = await typed("migrate", through(stack, "transaction", empty_dsn), tmp_path)
+    assert (status, "pool_mode = session" in said) == (1, True), said
+    assert await migrations_pending(empty_dsn) == pending != []
+    status, said = await typed("migrate", through(stack, "session", empty_dsn), tmp_path)
+    assert (status, await migrations_pending(empty_dsn)) == (0, []), said
+
+
 @pytest.mark.parametrize("mode", ["transaction", "statement", "session", "swallowing"])
 async def test_of_the_real_pgbouncer_only_session_mode_is_taken(dsn: str, stack: ExitStack, mode: str) -> None:
     """Where it cannot be had, the end of the run says so."""
@@ -95,6 +119,22 @@ async def test_of_the_real_pgbouncer_only_session_mode_is_taken(dsn: str, stack:
         case _:
             with pytest.raises(UnsuitableError, match="for one transaction or statement at a time"):
                 await refuse_pooler(way)
+
+
+async def typed(command: str, way: str, folder: Path) -> tuple[int, str]:
+    """Its exit status, and what it says, where the one destination answers."""
+    with partner() as ledger:
+        program = Program(folder, configuration(partner=ledger.address, database="env:DSN"), environ={"DSN": way})
+        ended = await asyncio.to_thread(
+            subprocess.run,
+            [*COMMAND, command, "--config", str(program.path)],
+            env=program.environ,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+    return ended.returncode, ended.stdout + ended.stderr
 
 
 async def all_goes_well(way: str) -> None:
