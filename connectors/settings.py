@@ -88,7 +88,7 @@ class Settings(BaseModel):
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class Reference:
-    """A value that stands elsewhere: what `env:NAME` or `file:PATH` led to."""
+    """A value that stands elsewhere: what `env:NAME`, `file:PATH` or `vault:PATH#FIELD` led to."""
 
     origin: str  # as it is written in the file
     text: str | None  # None: `problem` says why
@@ -113,7 +113,7 @@ class Secret:
 
     def __init__(self, text: str, *, origin: str = "") -> None:
         self._text: Final = text
-        self.origin: Final = origin  # env:NAME or file:PATH, which may be shown
+        self.origin: Final = origin  # env:NAME, file:PATH or vault:PATH#FIELD, which may be shown
 
     def reveal(self) -> str:
         return self._text
@@ -150,7 +150,7 @@ class Secret:
 
     @classmethod
     def __get_pydantic_json_schema__(cls, schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
-        return {"type": "string", "pattern": "^(env:[A-Za-z_][A-Za-z0-9_]*|file:.+)$"}
+        return {"type": "string", "pattern": "^(env:[A-Za-z_][A-Za-z0-9_]*|file:.+|vault:.+#.+)$"}
 
     @classmethod
     def _take(cls, given: object) -> Self:

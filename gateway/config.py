@@ -4,6 +4,7 @@ The way of a file, top down:
 
     load                        here: the file as a whole, section by section
     └ config_document.py        its text: YAML with the line of each value, what `env:` and `file:` lead to
+    └ vault.py                  what `vault:` leads to, where there is any
     └ config_sections.py        what each section may say; config_patterns.py judges the patterns of codes
     └ config_mistakes.py        one part read as what it is meant to be, its mistakes in our words
     └ config_references.py      what the parts say about each other
@@ -55,6 +56,7 @@ from gateway.config_sections import (
     SystemManners,
     Table,
     TimedSecret,
+    Vault,
 )
 
 __all__ = [
@@ -94,6 +96,8 @@ class Whole(Entry):
     """embedded: a Postgres of its own in data/ beside this file; or postgresql://user@host/name."""
     key: Annotated[Secret, AfterValidator(of_at_least(32))] | None = None
     """The key of digests and pseudonyms; with the embedded database it may be left out: one is made once."""
+    vault: Vault | None = None
+    """Where secrets come from that are written as vault:PATH#FIELD."""
     observability: Observability = Observability()
     """What it tells about itself."""
     retention: Retention = Retention()
@@ -103,6 +107,8 @@ class Whole(Entry):
         for name, part in (("serve", self.serve), ("retention", self.retention)):
             for below, problem, also in part.contradictions():
                 yield Contradiction((name, *below), problem, tuple((name, *key) for key in also))
+        for below, problem, also in self.vault.contradictions() if self.vault else ():
+            yield Contradiction(("vault", *below), problem, tuple(("vault", *key) for key in also))
         if self.database != "embedded" and self.key is None:
             problem = "is missing, but a database that others share needs one; make one with: openssl rand -base64 32"
             yield Contradiction(("key",), problem, (("database",),))
@@ -144,13 +150,33 @@ class Config(Whole):
         return self.path.absolute().parent
 
 
-def load(path: Path, environ: Mapping[str, str], kinds: Mapping[str, Kind] | None = None) -> Config:
+def load(
+    path: Path, environ: Mapping[str, str], kinds: Mapping[str, Kind] | None = None, *, last: Config | None = None
+) -> Config:
     """Reads the configuration; raises a ConfigurationError that holds every mistake.
 
-    `kinds` are the kinds of destination that there are, by default all that are installed.
+    `kinds` are the kinds of destination that there are, by default all that are installed.  What a vault cannot tell now
+    is as it was in `last`.  It may wait for that vault: within an event loop, call it in a thread.
     """
     document = Document(path, environ)
+    if document.vaulted:
+        known = _from_the_vault(document, last.as_read.references if last else {})
+        document = Document(path, environ, content=document.content, known=known)
     return _File(document, connectors.kinds() if kinds is None else kinds).config(path)
+
+
+def _from_the_vault(document: Document, last: Mapping[str, Reference]) -> Mapping[str, Reference]:
+    given = document.values.get("vault") if isinstance(document.values, dict) else None
+    if given is None:
+        return {}
+    vault = read_as(Vault, given).whole
+    if vault is None or any(vault.contradictions()):
+        problem = "comes from a vault, and what `vault` says of it is wrong; correct that first"
+        return {origin: Reference(origin=origin, text=None, problem=problem) for origin in document.vaulted}
+    from gateway.vault import fetch  # noqa: PLC0415 — whoever has no vault need not wait for what speaks to one
+
+    found = fetch(vault, document.vaulted)
+    return {origin: reference if reference.text else last.get(origin, reference) for origin, reference in found.items()}
 
 
 def with_secrets(config: Config, renewed: Mapping[str, Reference], kinds: Mapping[str, Kind] | None = None) -> Config:

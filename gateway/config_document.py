@@ -62,6 +62,7 @@ class Document:
         self.digest = hashlib.sha256(content).hexdigest()
         self.mistakes: list[Mistake] = []
         self.references: dict[str, Reference] = {}
+        self.vaulted: list[str] = []  # what only a vault could tell
         self._known = known or {}
         self.folder = path.absolute().parent
         self._environ = environ
@@ -155,7 +156,7 @@ class Document:
         if re.search(r"\$\{[A-Z_][A-Z0-9_]*[^}]*\}", value):
             problem = "has ${…}, which is not replaced here; write env:NAME as the whole value"
             self._add(node.start_mark.line + 1, path, problem)
-        if value.startswith(("env:", "file:")):
+        if value.startswith(("env:", "file:")) or re.fullmatch(r"vault:\S*", value):
             if value not in self.references:
                 self.references[value] = self._known.get(value) or self._refer(value)
             return self.references[value]
@@ -169,6 +170,8 @@ class Document:
 
     def _refer(self, origin: str) -> Reference:
         kind, _, name = origin.partition(":")
+        if kind == "vault":
+            return self._in_the_vault(origin)
         if kind == "file":
             return read_file(origin, self.folder)
         if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
@@ -180,6 +183,14 @@ class Document:
         state = "is empty" if name in self._environ else "is not set"
         problem = f"needs the variable {name}, which {state}; set it where Sluicegate is started"
         return Reference(origin=origin, text=None, problem=problem, absent=True)
+
+    def _in_the_vault(self, origin: str) -> Reference:
+        if not VAULTED.fullmatch(origin):
+            problem = "has no place behind vault:; write it as vault:secret/path#field"
+            return Reference(origin="vault:…", text=None, problem=problem)
+        self.vaulted.append(origin)
+        problem = f"needs {origin}, but no vault is named; add vault: at the top, with url: and token:"
+        return Reference(origin=origin, text=None, problem=problem)
 
     def _add(self, line: int, path: KeyPath, problem: str) -> None:
         self.mistakes.append(Mistake(self.file, line, dotted(path), problem))
@@ -205,6 +216,10 @@ def is_open_to_others(path: Path) -> bool:
         return False
 
 
+VAULTED: Final = re.compile(
+    r"vault:(?P<mount>[\w-]+)/(?P<path>[\w-][\w.-]*(?:/[\w-][\w.-]*)*)#(?P<field>[\w.-]+)", re.ASCII
+)
+"""`vault:MOUNT/PATH#FIELD`."""
 _LARGEST_FILE: Final = 2**20
 _LARGEST_VALUE: Final = 2**16
 _MOST_VALUES: Final = 50_000

@@ -16,7 +16,7 @@ from connectors import Kind
 from connectors.settings import NAME, Settings, written, written_size
 from gateway.config_sections import Listen
 
-REFERENCE = {"type": "string", "pattern": "^(env|file):"}
+REFERENCE = {"type": "string", "pattern": "^(env|file|vault):"}
 
 
 def schema_of(

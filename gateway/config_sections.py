@@ -48,6 +48,7 @@ from connectors.settings import (
     written,
 )
 from connectors.standard_webhooks import PUBLIC_PREFIX, decode_key
+from connectors.tls import certificates
 from gateway.config_patterns import MOST_WAYS, characters_of, ways_of, why_unsafe
 
 
@@ -201,8 +202,46 @@ def _database(given: object) -> Literal["embedded"] | Secret:
 Database = Annotated[
     Literal["embedded"] | Secret,
     PlainValidator(_database),
-    WithJsonSchema({"type": "string", "pattern": "^(embedded$|postgres(ql)?://|env:|file:)"}),
+    WithJsonSchema({"type": "string", "pattern": "^(embedded$|postgres(ql)?://|env:|file:|vault:)"}),
 ]
+
+
+# ── vault ──────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _encrypted(url: str) -> str:
+    parts = urlsplit(url)
+    if parts.scheme != "https" and not _is_loopback(parts.hostname or ""):
+        raise ValueError(f"is {shown(url)}: what comes in the clear is no secret; write https")
+    return url.rstrip("/")
+
+
+class Vault(Entry):
+    """OpenBao or HashiCorp Vault, where vault:PATH#FIELD comes from: version 2 of its key-value engine."""
+
+    url: Annotated[Url, AfterValidator(_encrypted)]
+    """Where it is."""
+    token: Secret | None = None
+    """A token that may read what the file names; or else role_id and secret_id."""
+    role_id: Secret | None = None
+    """The role to log in as (AppRole)."""
+    secret_id: Secret | None = None
+    """What proves the role."""
+    namespace: Annotated[str, Field(pattern=r"^[A-Za-z0-9_./-]{1,200}$")] | None = None
+    """Its namespace, if it has several."""
+    allow: tuple[Network, ...] = ()
+    """The addresses that it may be at; default: public ones."""
+    ca: Annotated[str, AfterValidator(certificates)] | None = None
+    """The authorities that its certificate may be of, file:PATH of a PEM file; default: the system's."""
+    refresh: Annotated[Duration, AfterValidator(_at_most(timedelta(days=1)))] = timedelta(minutes=5)
+    """How often what it holds is asked for again."""
+
+    def contradictions(self) -> Iterator[Contradiction]:
+        if self.token is not None and (self.role_id is not None or self.secret_id is not None):
+            yield Contradiction(("token",), "stands beside role_id or secret_id; leave one way to log in")
+        elif self.token is None and (self.role_id is None or self.secret_id is None):
+            problem = "is missing; write token: file:PATH, or role_id: and secret_id:"
+            yield Contradiction(("token",), problem, (("role_id",), ("secret_id",)))
 
 
 # ── facilities, systems ────────────────────────────────────────────────────────────────────────────
@@ -406,7 +445,7 @@ class TimedSecret(Entry):
     """A secret, and when it counts; written as the secret alone if that is always."""
 
     secret: Secret
-    """env:NAME or file:PATH."""
+    """env:NAME, file:PATH or vault:PATH#FIELD."""
     not_before: Instant | None = None
     """It counts from then on."""
     not_after: Instant | None = None
@@ -424,7 +463,7 @@ class TimedSecret(Entry):
 
     @classmethod
     def __get_pydantic_json_schema__(cls, schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
-        alone = {"type": "string", "pattern": "^(env:[A-Za-z_][A-Za-z0-9_]*|file:.+)$"}
+        alone = {"type": "string", "pattern": "^(env:[A-Za-z_][A-Za-z0-9_]*|file:.+|vault:.+#.+)$"}
         return {"anyOf": [alone, handler.resolve_ref_schema(handler(schema))], "description": cls.__doc__}
 
     @property

@@ -236,7 +236,9 @@ class Service:
         """Read the file again; a bad one is refused with all its mistakes, and the old one goes on."""
         async with self._taking:
             try:
-                config = await asyncio.to_thread(configuration.load, self._config.path, self._environ)
+                config = await asyncio.to_thread(
+                    configuration.load, self._config.path, self._environ, last=self._config
+                )
             except ConfigurationError as error:
                 for mistake in error.mistakes:
                     log.error(LogEvent.CONFIG_REFUSED, mistake=str(mistake))  # noqa: TRY400  it is not our mistake

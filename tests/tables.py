@@ -24,7 +24,7 @@ PAGES = (ROOT / "docs/configuration.md", ROOT / "docs/operations.md")
 TABLE = re.compile(r"(<!-- table: ([\w /-]+) -->\n)((?:\|.*\n)*)")
 
 PARTS = (
-    "Serve", "Facility", "Echo", "Expected", "ExpectedDelivery", "Policy", "FacilityRule", "ConstField", "Route", "When", "Reads", "RetrySettings", "Observability", "Retention",
+    "Serve", "Vault", "Facility", "Echo", "Expected", "ExpectedDelivery", "Policy", "FacilityRule", "ConstField", "Route", "When", "Reads", "RetrySettings", "Observability", "Retention",
 )  # fmt: skip
 WITH_A_SHORT_FORM = ("Condition", "TimedSigningSecret")
 SCHEMES = (

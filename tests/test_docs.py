@@ -25,7 +25,9 @@ from observability.names import LogEvent, MetricName
 README = ROOT / "README.md"
 TUTORIAL = ROOT / "docs/tutorial.md"
 ALL = [README, *sorted(ROOT.glob("docs/**/*.md"))]
-STARTS_A_CONFIGURATION = re.compile(r"^(serve|database|sources|policies|routes|systems|destinations):", re.MULTILINE)
+STARTS_A_CONFIGURATION = re.compile(
+    r"^(serve|database|vault|sources|policies|routes|systems|destinations):", re.MULTILINE
+)
 SECRET = "whsec_" + "c2VjcmV0LW9mLXRoZS1kb2NzLW9mLTMyLWJ5dGVzLTA="
 
 
