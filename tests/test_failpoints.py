@@ -182,6 +182,7 @@ def instructions_of_passing(point: Point) -> list[dis.Instruction]:
         return trace
 
     before = sys.gettrace()
+    sys._getframe().f_trace_opcodes = True  # Python 3.12 looks for one only when tracing begins
     sys.settrace(trace)
     try:
         failpoint(point)
