@@ -14,6 +14,7 @@ from multidict import CIMultiDict, CIMultiDictProxy
 
 from connectors.standard_webhooks import Signer
 from gateway.authenticate import Presented
+from gateway.authenticate.twilio import sorted_fields
 from gateway.config_sections import (
     AnySource,
     ApiKey,
@@ -32,11 +33,20 @@ from gateway.config_sections import (
     TimedSecret,
     Twilio,
 )
-from gateway.request_body import media_of
+from gateway.request_body import FORM, media_of
 
 
 class SendError(Exception):
     """It could not be signed or posted; the message says what to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class Signed:
+    """A post that proves what its source is asked to prove."""
+
+    path: str
+    headers: Mapping[str, str]
+    body: bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,8 +67,13 @@ async def send(
 
     Where the URL is signed, it is the one that senders know, `public_url`.
     """
+    message = id or f"msg_{uuid4().hex}"
+    return await _post(to, signed(source, body, public_url=public_url, message=message, now=datetime.now(UTC)))
+
+
+def signed(source: AnySource, body: bytes, *, public_url: str | None, message: str, now: datetime) -> Signed:
+    """As a sender would that has the secret; a SendError where that cannot be done here."""
     path, headers = f"/hooks/{source.name}", {"content-type": media_of(source).usual}
-    message, now = id or f"msg_{uuid4().hex}", datetime.now(UTC)
     match source:
         case StandardWebhooks():
             shared = [timed for timed in source.secrets if not timed.is_public]
@@ -75,8 +90,11 @@ async def send(
         case Stripe():
             headers |= _stripe(source, body, now)
         case Twilio():
-            path += f"?bodySHA256={hashlib.sha256(body).hexdigest()}"
-            headers |= _twilio(source, f"{public_url}{path}", now)
+            if media_of(source) is FORM:
+                headers |= _twilio(source, f"{public_url}{path}".encode() + sorted_fields(body), now)
+            else:
+                path += f"?bodySHA256={hashlib.sha256(body).hexdigest()}"
+                headers |= _twilio(source, f"{public_url}{path}".encode(), now)
         case ApiKey():
             headers[source.header] = _active(source.keys, now)
         case Basic():
@@ -98,7 +116,7 @@ async def send(
             )
         case _:
             assert_never(source)
-    return await _post(to, path, headers, body)
+    return Signed(path, headers, body)
 
 
 def _active(secrets: Sequence[TimedSecret], now: datetime) -> str:
@@ -164,19 +182,19 @@ def _stripe(source: Stripe, body: bytes, now: datetime) -> Mapping[str, str]:
     return {"Stripe-Signature": f"t={at},v1={digest.hex()}"}
 
 
-def _twilio(source: Twilio, url: str, now: datetime) -> Mapping[str, str]:
-    digest = hmac.digest(_active(source.secrets, now).encode(), url.encode(), source.algorithm)
+def _twilio(source: Twilio, signed: bytes, now: datetime) -> Mapping[str, str]:
+    digest = hmac.digest(_active(source.secrets, now).encode(), signed, source.algorithm)
     return {"X-Twilio-Signature": base64.b64encode(digest).decode()}
 
 
-async def _post(to: Listen, path: str, headers: Mapping[str, str], body: bytes) -> Answered:
+async def _post(to: Listen, post: Signed) -> Answered:
     connector = aiohttp.UnixConnector(to.path) if to.path else aiohttp.TCPConnector()
     host = to.host if to.host not in {"", "0.0.0.0", "::"} else "127.0.0.1"  # noqa: S104 — every address is also this one
     near = "http://localhost" if to.path else f"http://{f'[{host}]' if ':' in host else host}:{to.port}"
     try:
         async with (
             aiohttp.ClientSession(connector=connector, timeout=aiohttp.ClientTimeout(total=30)) as session,
-            session.post(near + path, data=body, headers=headers) as answer,
+            session.post(near + post.path, data=post.body, headers=post.headers) as answer,
         ):
             return Answered(answer.status, await answer.content.read(65536))
     except (aiohttp.ClientError, OSError, TimeoutError) as error:

@@ -17,7 +17,7 @@ from hypothesis import settings
 from outbox.database import Database, migrate
 from outbox.embedded import Embedded
 from outbox.partitions import Partitions
-from tests import pgbouncer
+from tests import octokit, pgbouncer
 
 settings.register_profile("deep", max_examples=500, stateful_step_count=60, deadline=None, print_blob=True)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
@@ -112,3 +112,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         why = " ".join(pgbouncer.LACKING.read_text().split())
         terminalreporter.section("NOT TRIED: the real pgbouncer", red=True, bold=True)
         terminalreporter.line(f"Poolers were stood in for by one of our own. {why}")
+    if octokit.LACKING.exists():
+        why = " ".join(octokit.LACKING.read_text().split())
+        terminalreporter.section("NOT TRIED: the library of GitHub", red=True, bold=True)
+        terminalreporter.line(f"It comes from npm's registry, and could not be had. {why}")

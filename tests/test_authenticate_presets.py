@@ -212,7 +212,8 @@ async def test_an_id_before_a_url_never_takes_a_part_of_it() -> None:
 
 # ── Twilio ─────────────────────────────────────────────────────────────────────────────────────────
 
-TWILIO = scheme("scheme: twilio, secrets: [env:SECRET, env:NEXT]")
+TWILIO = scheme("scheme: twilio, format: form, secrets: [env:SECRET, env:NEXT]")
+TWILIO_JSON = scheme("scheme: twilio, secrets: [env:SECRET]")
 FIELDS = {"CallSid": "CA1234", "Caller": "+14158675310", "Digits": "1234", "Body": "é & ü = %", "Empty": ""}
 SENT = "&".join(f"{name}={quote_plus(value)}" for name, value in FIELDS.items()).encode()
 JOINED = "".join(name + FIELDS[name] for name in sorted(FIELDS))
@@ -265,13 +266,13 @@ async def test_a_url_of_twilio_is_never_sorted_or_encoded_anew(target: str) -> N
     ],
 )
 async def test_twilio_signs_a_url_with_its_port_or_without(public_url: str, signed: str, accepted: bool) -> None:
-    ours = door.scheme("scheme: twilio, secrets: [env:SECRET]", ENVIRON, public_url=public_url)
+    ours = door.scheme("scheme: twilio, format: form, secrets: [env:SECRET]", ENVIRON, public_url=public_url)
     answer = await called(signed + OF_TWILIO + JOINED, ours=ours)
     assert isinstance(answer, Caller) is accepted
 
 
 async def test_the_hash_of_twilio_is_the_configured_one_whatever_a_header_says() -> None:
-    sha256 = scheme("scheme: twilio, algorithm: sha256, secrets: [env:SECRET]")
+    sha256 = scheme("scheme: twilio, algorithm: sha256, format: form, secrets: [env:SECRET]")
     signed = PUBLIC_URL + OF_TWILIO + JOINED
     for configured, hashed, accepted in (
         (TWILIO, "sha1", True),
@@ -288,13 +289,14 @@ async def test_the_hash_of_twilio_is_the_configured_one_whatever_a_header_says()
 
 
 async def test_json_of_twilio_has_its_digest_in_the_signed_url() -> None:
-    json_ = {"Content_Type": "application/json"}
     target = f"{OF_TWILIO}&bodySHA256={hashlib.sha256(BODY).hexdigest()}"
-    assert isinstance(await called(PUBLIC_URL + target, BODY, target=target, **json_), Caller)
-    assert await called(PUBLIC_URL + target, BODY + b" ", target=target, **json_) == Unauthorized(Reason.WRONG_BODY)
+    assert isinstance(await called(PUBLIC_URL + target, BODY, target=target, ours=TWILIO_JSON), Caller)
+    tampered = await called(PUBLIC_URL + target, BODY + b" ", target=target, ours=TWILIO_JSON)
+    assert tampered == Unauthorized(Reason.WRONG_BODY)
     for other in (OF_TWILIO, f"{target}&bodySHA256=0", f"{OF_TWILIO}&bodySHA256=", f"{OF_TWILIO}&bodySHA256=\udce9"):
         signed = (PUBLIC_URL + other).encode("utf-8", "surrogateescape").decode("latin-1")
-        assert await called(signed, BODY, target=other, **json_) == Unauthorized(Reason.WRONG_BODY), other
+        answer = await called(signed, BODY, target=other, ours=TWILIO_JSON)
+        assert answer == Unauthorized(Reason.WRONG_BODY), other
     in_the_form = await called(PUBLIC_URL + target, SENT, target=target)
     assert in_the_form == WRONG, "the fields of a form are signed, whatever the URL has in it"
 
@@ -415,7 +417,7 @@ async def test_nothing_that_is_presented_makes_a_preset_raise_or_believe(
     headers = dict.fromkeys([*names, "X-Shopify-Hmac-Sha256", "X-Signature"], signature)
     headers |= {"webhook-id": "msg_1", "webhook-timestamp": str(NOW), "X-Slack-Request-Timestamp": str(NOW)}
     given = presented(headers | (FORM if form else {}), body, target=target)
-    for one in (BOTH, GITHUB, STRIPE, TWILIO, scheme(URL + "'{url}{body}'")):
+    for one in (BOTH, GITHUB, STRIPE, TWILIO, TWILIO_JSON, scheme(URL + "'{url}{body}'")):
         assert isinstance(await one.authenticate(given), Unauthorized)
 
 

@@ -64,6 +64,7 @@ sources:
   slack: {scheme: slack, secrets: [env:METER_SECRET], accepts: [order]}
   stripe: {scheme: stripe, secrets: [env:METER_SECRET], accepts: [order]}
   twilio: {scheme: twilio, secrets: [env:METER_SECRET], accepts: [order]}
+  sms: {scheme: twilio, format: form, secrets: [env:METER_SECRET], accepts: [order]}
   keyed: {scheme: standard-webhooks, secrets: [env:SENDER_KEY], accepts: [order]}
   lab: {scheme: jwt, issuer: https://id.lab.example, audience: us, jwks: https://id.lab.example/keys, accepts: [order]}
 policies:
@@ -518,7 +519,7 @@ async def test_what_waits_for_a_destination_that_is_gone_is_reassigned_or_discar
 
 async def test_check_looks_at_everything_and_posts_nothing(shell: Shell, door: Door) -> None:
     said = await shell.say("check")
-    assert "ok     configuration: 16 sources, 1 policy, 1 route, 2 destinations" in said
+    assert "ok     configuration: 17 sources, 1 policy, 1 route, 2 destinations" in said
     assert "ok     database: reachable, migrated" in said
     assert "ok     destination ledger: http: answers" in said
     assert door.callers == []

@@ -14,6 +14,8 @@ from connectors.mac import Mac
 from gateway.authenticate.presented import Caller, Presented, Reason, Unauthorized
 from gateway.authenticate.timed_keys import TimedKeys
 from gateway.config_sections import Twilio
+from gateway.forms import MOST_FIELDS
+from gateway.request_body import FORM, media_of
 
 
 class TwilioScheme:
@@ -24,15 +26,21 @@ class TwilioScheme:
 
     def __init__(self, source: Twilio, *, public_url: str | None) -> None:
         self._keys = TimedKeys(source.secrets, lambda secret: Mac(secret.bytes, source.algorithm))
+        self._is_form = media_of(source) is FORM
         self._public_urls = tuple(_with_and_without_port(public_url or ""))
 
     async def authenticate(self, presented: Presented) -> Caller | Unauthorized:
         given = presented.once("X-Twilio-Signature")
         if isinstance(given, Unauthorized):
             return given
-        fields = _fields_of(presented)
-        if isinstance(fields, Unauthorized):
-            return fields
+        if self._is_form:
+            if presented.body.count(b"&") >= MOST_FIELDS:  # nobody sorts more for somebody who is not proven yet
+                return Unauthorized(Reason.WRONG_BODY)
+            fields = sorted_fields(presented.body)
+        elif _digest_is_in(presented):
+            fields = b""
+        else:
+            return Unauthorized(Reason.WRONG_BODY)
         messages = []
         for public_url in self._public_urls:
             url = presented.url(public_url)
@@ -67,31 +75,19 @@ def _with_and_without_port(public_url: str) -> Iterator[str]:
     yield f"{parts.scheme}://{host}:{port}{parts.path}"
 
 
-def _fields_of(presented: Presented) -> bytes | Unauthorized:
-    """What is signed behind the URL: of a form its fields; of another body nothing, since the URL has its digest."""
-    if presented.headers.get("Content-Type", "").partition(";")[0].strip().lower() == _FORM:
-        return _sorted(presented.body)
+def _digest_is_in(presented: Presented) -> bool:
+    """Whether the URL has the digest of the body in it, once."""
     digests = [value for name, _, value in _query(presented.target) if name == "bodySHA256"]
     body = hashlib.sha256(presented.body).hexdigest().encode()
-    if len(digests) != 1 or not hmac.compare_digest(body, digests[0].lower().encode("utf-8", "replace")):
-        return Unauthorized(Reason.WRONG_BODY)
-    return b""
+    return len(digests) == 1 and hmac.compare_digest(body, digests[0].lower().encode("utf-8", "replace"))
 
 
 def _query(target: str) -> Iterator[tuple[str, str, str]]:
     return (part.partition("=") for part in target.partition("?")[2].split("&"))
 
 
-def _sorted(form: bytes) -> bytes | Unauthorized:
+def sorted_fields(form: bytes) -> bytes:
     """Names and values by name; a value that stands twice under one name counts once, as in the libraries of Twilio."""
-    if form.count(b"&") >= _MOST:
-        return Unauthorized(Reason.WRONG_BODY)
     pairs = (field.replace(b"+", b" ").partition(b"=") for field in form.split(b"&") if field)
-    return b"".join(
-        name + value
-        for name, value in sorted({(unquote_to_bytes(name), unquote_to_bytes(value)) for name, _, value in pairs})
-    )
-
-
-_FORM = "application/x-www-form-urlencoded"
-_MOST = 1000  # fields that are sorted for somebody who is not proven yet
+    decoded = {(unquote_to_bytes(name), unquote_to_bytes(value)) for name, _, value in pairs}
+    return b"".join(name + value for name, value in sorted(decoded))

@@ -1,0 +1,322 @@
+"""Every scheme as a row: how its posts are made, who else speaks it, and what is asked of all of them.
+
+A new scheme is a Row in ROWS.  `DOCS=1 pytest tests/test_schemes.py` writes docs/reference/schemes.md anew.
+"""
+
+import base64
+import hashlib
+import json
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from textwrap import indent
+from typing import Any
+
+import standardwebhooks
+import stripe
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from slack_sdk.signature import SignatureVerifier
+from svix.webhooks import Webhook as Svix
+from twilio.request_validator import RequestValidator
+
+from gateway import send
+from gateway.config import StandardWebhooks
+from gateway.config_sections import AnySource
+from gateway.send import Signed
+from tests import octokit
+from tests.door import PUBLIC_URL, configured, whsec
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Message:
+    """What a sender has to say; where its scheme signs no id or no time, that is left out."""
+
+    body: bytes
+    at: int
+    id: str = "msg_1"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Oracle:
+    """Other people's code for the same scheme, with a secret of ours."""
+
+    name: str
+    signs: Callable[[str, Message], Signed] | None = None
+    signed: tuple["Recorded", ...] = ()  # where its code is not at hand
+    accepts: Callable[[str, Signed], bool] | None = None
+    is_there: Callable[[], bool] = lambda: True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recorded:
+    """A post that others have published, and when it was one."""
+
+    secret: str
+    sent: Signed
+    at: int
+
+
+def by_ourselves(source: AnySource, message: Message) -> Signed:
+    """As `sluicegate send` does."""
+    now = datetime.fromtimestamp(message.at, UTC)
+    return send.signed(source, message.body, public_url=PUBLIC_URL, message=message.id, now=now)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    scheme: str  # as the table calls it
+    keys: str  # of its source; SECRETS stands for a list of secrets
+    secrets: tuple[str, str, str]  # one, the next one, and that of somebody else
+    signs: Callable[[AnySource, Message], Signed] = by_ourselves
+    parts: Mapping[str, Callable[[Signed], Signed]] = field(default_factory=dict)  # that are signed: each changed
+    signs_id: bool = False
+    binds_source: bool = False  # a post counts for no other source, even with the same secret
+    unsigned_id: str | None = None  # the header of an id that anyone can change
+    oracles: tuple[Oracle, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """Of its source."""
+        return re.sub(r"[^a-z0-9]+", "-", self.scheme.lower())
+
+    def written(self, *secrets: str) -> str:
+        """The source, with these for secrets: as YAML has them."""
+        return self.keys.replace("SECRETS", f"[{', '.join(secrets)}]")
+
+    @property
+    def environ(self) -> Mapping[str, str]:
+        return dict(zip((f"{self.name}_{which}".replace("-", "_") for which in SECRETS), self.secrets, strict=True))
+
+    @property
+    def references(self) -> tuple[str, str, str]:
+        one, following, other = (f"env:{name}" for name in self.environ)
+        return one, following, other
+
+    def source(self, *secrets: str, name: str | None = None) -> AnySource:
+        name = name or self.name
+        text = f"{name}:\n" + indent(f"accepts: [only]\n{self.written(*secrets)}", "  ") + "\n"
+        return configured(sources=text, serve=f"public_url: {PUBLIC_URL}\n", environ=self.environ).sources[name]
+
+
+SECRETS = ("one", "next", "other")
+
+
+# ── how a part of a post is changed ──────────────────────────────────────────────────────────────────
+
+
+def header(name: str, change: Callable[[str], str]) -> Callable[[Signed], Signed]:
+    def changed(sent: Signed) -> Signed:
+        (key,) = [key for key in sent.headers if key.lower() == name.lower()]
+        return replace(sent, headers={**sent.headers, key: change(sent.headers[key])})
+
+    return changed
+
+
+def later(name: str) -> Callable[[Signed], Signed]:
+    """By a second, which is well within any tolerance."""
+    return header(name, lambda at: str(int(at) + 1))
+
+
+def body(sent: Signed) -> Signed:
+    return replace(sent, body=sent.body.replace(b"order", b"0rder"))
+
+
+def query(sent: Signed) -> Signed:
+    return replace(sent, path=sent.path + ("&" if "?" in sent.path else "?") + "more=1")
+
+
+def path(sent: Signed) -> Signed:
+    return replace(sent, path=sent.path.replace("/hooks/", "/hooks/x"))
+
+
+# ── other people's code ──────────────────────────────────────────────────────────────────────────────
+
+JSON = {"content-type": "application/json"}
+
+
+def holds(check: Callable[[], object], *refusals: type[Exception]) -> bool:
+    """Whether a check of somebody else's does not raise."""
+    try:
+        check()
+    except refusals:
+        return False
+    return True
+
+
+def _standard(library: Callable[[str], Any]) -> tuple[Callable[[str, Message], Signed], Callable[[str, Signed], bool]]:
+    def signs(secret: str, message: Message) -> Signed:
+        signature = library(secret).sign(message.id, datetime.fromtimestamp(message.at, UTC), message.body.decode())
+        headers = {"webhook-id": message.id, "webhook-timestamp": str(message.at), "webhook-signature": signature}
+        return Signed("/hooks/posts", JSON | headers, message.body)
+
+    def accepts(secret: str, sent: Signed) -> bool:
+        refusal = standardwebhooks.WebhookVerificationError
+        return holds(lambda: library(secret).verify(sent.body, dict(sent.headers)), refusal)
+
+    return signs, accepts
+
+
+def _octokit_signs(secret: str, message: Message) -> Signed:
+    signature = octokit.sign(secret, message.body.decode())
+    return Signed("/hooks/posts", {**JSON, "X-Hub-Signature-256": signature}, message.body)
+
+
+def _octokit_accepts(secret: str, sent: Signed) -> bool:
+    return octokit.verifies(secret, sent.body.decode(), sent.headers["X-Hub-Signature-256"])
+
+
+def _slack_signs(secret: str, message: Message) -> Signed:
+    signature = SignatureVerifier(secret).generate_signature(timestamp=str(message.at), body=message.body)
+    assert signature is not None
+    headers = {"X-Slack-Signature": signature, "X-Slack-Request-Timestamp": str(message.at)}
+    return Signed("/hooks/posts", JSON | headers, message.body)
+
+
+def _slack_accepts(secret: str, sent: Signed) -> bool:
+    return SignatureVerifier(secret).is_valid_request(sent.body, dict(sent.headers))
+
+
+def _stripe_signs(secret: str, message: Message) -> Signed:
+    sign = stripe.WebhookSignature.generate_signature_header
+    return Signed(
+        "/hooks/posts", {**JSON, "Stripe-Signature": sign(message.body.decode(), secret, message.at)}, message.body
+    )
+
+
+def _stripe_accepts(secret: str, sent: Signed) -> bool:
+    given, verify = sent.headers["Stripe-Signature"], stripe.WebhookSignature.verify_header
+    return holds(lambda: verify(sent.body.decode(), given, secret, 300), stripe.SignatureVerificationError)
+
+
+def _twilio_signs(secret: str, message: Message) -> Signed:
+    target = f"/hooks/posts?bodySHA256={hashlib.sha256(message.body).hexdigest()}"
+    signature = RequestValidator(secret).compute_signature(PUBLIC_URL + target, {})
+    return Signed(target, {**JSON, "X-Twilio-Signature": signature}, message.body)
+
+
+def _twilio_accepts(secret: str, sent: Signed) -> bool:
+    url, given = PUBLIC_URL + sent.path, sent.headers["X-Twilio-Signature"]
+    return bool(RequestValidator(secret).validate(url, sent.body.decode(), given))
+
+
+RECORDED = tuple(
+    Recorded(
+        secret=case["publicKeys"][0],
+        sent=Signed("/hooks/posts", JSON | case["headers"], case["body"].encode()),
+        at=case["now"],
+    )
+    for case in json.loads((Path(__file__).parent / "vectors/standard-webhooks-v1a.json").read_text())["cases"]
+    if case["valid"] and len(case["publicKeys"]) == 1
+)
+PRIVATE = {text: Ed25519PrivateKey.from_private_bytes(text.ljust(32).encode()) for text in SECRETS}
+
+
+def whpk(key: Ed25519PrivateKey) -> str:
+    return "whpk_" + base64.b64encode(key.public_key().public_bytes_raw()).decode()
+
+
+def _with_private_key(source: AnySource, message: Message) -> Signed:
+    assert isinstance(source, StandardWebhooks)
+    key = next(key for key in PRIVATE.values() if whpk(key) == source.secrets[0].secret.reveal())
+    signature = base64.b64encode(key.sign(f"{message.id}.{message.at}.".encode() + message.body)).decode()
+    headers = {"webhook-id": message.id, "webhook-timestamp": str(message.at), "webhook-signature": f"v1a,{signature}"}
+    return Signed(f"/hooks/{source.name}", JSON | headers, message.body)
+
+
+# ── the rows ─────────────────────────────────────────────────────────────────────────────────────────
+
+PLAIN = ("one-secret-of-32-bytes-000000000", "next-secret-of-32-bytes-00000000", "other-secret-of-32-bytes-0000000")
+_V1 = {"id": header("webhook-id", lambda _: "msg_2"), "time": later("webhook-timestamp"), "body": body}
+_STANDARDWEBHOOKS, _SVIX = _standard(standardwebhooks.Webhook), _standard(Svix)
+
+ROWS = (
+    Row(
+        scheme="standard-webhooks",
+        keys="scheme: standard-webhooks\nsecrets: SECRETS",
+        secrets=(whsec(PLAIN[0]), whsec(PLAIN[1]), whsec(PLAIN[2])),
+        parts=_V1,
+        signs_id=True,
+        oracles=(
+            Oracle(name="standardwebhooks", signs=_STANDARDWEBHOOKS[0], accepts=_STANDARDWEBHOOKS[1]),
+            Oracle(name="svix", signs=_SVIX[0], accepts=_SVIX[1]),
+        ),
+    ),
+    Row(
+        scheme="standard-webhooks, v1a",
+        keys="scheme: standard-webhooks\nsecrets: SECRETS",
+        secrets=(whpk(PRIVATE["one"]), whpk(PRIVATE["next"]), whpk(PRIVATE["other"])),
+        signs=_with_private_key,
+        parts=_V1,
+        signs_id=True,
+        oracles=(Oracle(name="mobiscroll-connect-sdk", signed=RECORDED),),
+    ),
+    Row(
+        scheme="hmac, of id, time and body",
+        keys='scheme: hmac\nheader: X-Signature\nprefix: "sha256="\nsigned: "{id}.{timestamp}.{body}"\nid: X-Delivery\ntimestamp: X-Timestamp\ntolerance: 5m\nsecrets: SECRETS',
+        secrets=PLAIN,
+        parts={"id": header("X-Delivery", lambda _: "msg_2"), "time": later("X-Timestamp"), "body": body},
+        signs_id=True,
+    ),
+    Row(
+        scheme="hmac, of URL and body",
+        keys='scheme: hmac\nheader: X-Signature\nencoding: base64\nalgorithm: sha512\nsigned: "{url}{body}"\nsecrets: SECRETS',
+        secrets=PLAIN,
+        parts={"path": path, "query": query, "body": body},
+        binds_source=True,
+    ),
+    Row(
+        scheme="github",
+        keys="scheme: github\nsecrets: SECRETS",
+        secrets=PLAIN,
+        parts={"body": body},
+        unsigned_id="X-GitHub-Delivery",
+        oracles=(
+            Oracle(
+                name="@octokit/webhooks-methods",
+                signs=_octokit_signs,
+                accepts=_octokit_accepts,
+                is_there=lambda: octokit.found() is not None,
+            ),
+        ),
+    ),
+    Row(
+        scheme="shopify",
+        keys="scheme: shopify\nsecrets: SECRETS",
+        secrets=PLAIN,
+        parts={"body": body},
+        unsigned_id="X-Shopify-Webhook-Id",
+    ),
+    Row(
+        scheme="slack",
+        keys="scheme: slack\nsecrets: SECRETS",
+        secrets=PLAIN,
+        parts={"time": later("X-Slack-Request-Timestamp"), "body": body},
+        oracles=(Oracle(name="slack-sdk", signs=_slack_signs, accepts=_slack_accepts),),
+    ),
+    Row(
+        scheme="stripe",
+        keys="scheme: stripe\nsecrets: SECRETS",
+        secrets=PLAIN,
+        parts={
+            "time": header("Stripe-Signature", lambda given: f"t={int(given[2:12]) + 1}{given[12:]}"),
+            "body": body,
+        },
+        oracles=(Oracle(name="stripe", signs=_stripe_signs, accepts=_stripe_accepts),),
+    ),
+    Row(
+        scheme="twilio",
+        keys="scheme: twilio\nsecrets: SECRETS",
+        secrets=PLAIN,
+        parts={"path": path, "query": query, "body": body},
+        binds_source=True,
+        unsigned_id="I-Twilio-Idempotency-Token",
+        oracles=(Oracle(name="twilio", signs=_twilio_signs, accepts=_twilio_accepts),),
+    ),
+    Row(
+        scheme="api-key",
+        keys="scheme: api-key\nheader: X-Api-Key\nkeys: SECRETS",
+        secrets=(f"one.{PLAIN[0]}", f"next.{PLAIN[1]}", f"other.{PLAIN[2]}"),
+    ),
+)
