@@ -860,6 +860,12 @@ class Jwt(Source):
     """Where the issuer publishes its keys."""
     algorithms: tuple[Algorithm, ...] = Field(default=("RS256", "ES256"), min_length=1)
     """The algorithms that it may sign with."""
+    typ: str = Field(default="JWT", pattern=r"^[A-Za-z0-9!#$&^_.+-]{1,100}$")
+    """The typ that its tokens must have: another one, as at+jwt, keeps tokens for something else from counting here."""
+    allow: tuple[Network, ...] = ()
+    """The addresses that its keys may be fetched from; default: public ones."""
+    ca: Annotated[str, AfterValidator(certificates)] | None = None
+    """The authorities that its certificate may be of, file:PATH of a PEM file; default: the system's."""
     body_hash: str | None = Field(default=None, min_length=1)
     """The claim with the SHA-256 of the body, in hex; without it a token proves who posts, but not what."""
 

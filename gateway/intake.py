@@ -15,6 +15,7 @@ from aiohttp import HttpVersion11, web
 
 from gateway.authenticate import Caller, Presented, Reason, Scheme, Unauthorized, scheme_for
 from gateway.authenticate.peer import Address, client_address, is_within
+from gateway.authenticate.presented import HasIssuer
 from gateway.config import Config
 from gateway.config_sections import AnySource, ClientCert, HttpSignature, OdooNative, Serve
 from gateway.diagnosis import Diagnosis
@@ -142,6 +143,11 @@ class Intake:
                 if place < len(door.proofs):
                     self._secrets_used.note(name, door.proofs[place].origin, self._clock.now())
             door.counts.tell()
+
+    def issuers(self) -> Mapping[str, bool]:
+        """Of each source that has an issuer: whether that does not tell its keys."""
+        schemes = {name: door.scheme for name, door in self._sources.items()}
+        return {name: scheme.lacks_keys for name, scheme in schemes.items() if isinstance(scheme, HasIssuer)}
 
     def _tell_soon(self) -> None:
         if self._telling is None:

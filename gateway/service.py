@@ -363,7 +363,7 @@ class Service:
             Task("refusals", timedelta(seconds=1), self.refusals.flush),
             Task("heard", timedelta(seconds=5), self.heard.flush),
             Task("renewal", timedelta(seconds=2), self._renew_secrets),
-            Task("secrets", timedelta(minutes=1), lambda: self.secrets_used.report(self._config)),
+            Task("secrets", timedelta(minutes=1), self._report_secrets),
             Task("silence", timedelta(seconds=10), self.silence.watch),
         ]
 
@@ -406,6 +406,11 @@ class Service:
     async def _prove(self) -> None:
         for day in await self.retention.prove(self.clock.now()):
             log.error(LogEvent.BOOKS_UNBALANCED, day=f"{day:%Y-%m-%d}")
+
+    async def _report_secrets(self) -> None:
+        """What proves something, and what cannot for now."""
+        self.metrics.issuer_away.report({name: float(away) for name, away in self.intake.issuers().items()})
+        await self.secrets_used.report(self._config)
 
     async def _report(self) -> None:
         """What the database says of the destinations, for the metrics."""

@@ -138,6 +138,11 @@ class Metrics:
             "1 while a secret cannot be read anew, or is none that could be used: the one before it goes on counting.",
             "origin",
         )
+        self.issuer_away = self._reported(
+            MetricName.ISSUER_AWAY,
+            "1 while the issuer of a source's tokens does not tell its keys: those that are known count for a day.",
+            "source",
+        )
         self.sequence_missing = self._reported(
             MetricName.SEQUENCE_MISSING,
             "Numbers missing in the sequence of a sender: messages that it sent, and that never came.",

@@ -52,6 +52,7 @@ class MetricName(StrEnum):
     SECRET_USED = "sluicegate_secret_used_total"  # noqa: S105 — a name, not a secret
     SECRET_LAST_USED = "sluicegate_secret_last_used_timestamp_seconds"  # noqa: S105 — as that
     SECRETS_UNREADABLE = "sluicegate_secret_unreadable"
+    ISSUER_AWAY = "sluicegate_issuer_away"
     ATTEMPTS = "sluicegate_attempts_total"
     ATTEMPT_SECONDS = "sluicegate_attempt_seconds"
     DELIVERY_SECONDS = "sluicegate_delivery_seconds"

@@ -9,8 +9,10 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
+from ipaddress import ip_network
 from typing import Any
 
+import joserfc.jwt
 import jwt
 import pytest
 import pytest_asyncio
@@ -19,6 +21,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from joserfc.jwk import JWKRegistry, KeySet
 from multidict import CIMultiDict, CIMultiDictProxy
 
 from gateway.authenticate import Caller, Presented, Reason, Scheme, Unauthorized, scheme_for
@@ -77,7 +80,7 @@ async def issuer() -> AsyncIterator[Issuer]:
 
 @asynccontextmanager
 async def lab(issuer: Issuer, more: str = "") -> AsyncIterator[Scheme]:
-    source = f"posts: {{scheme: jwt, issuer: '{ISSUER}', audience: {AUDIENCE}, jwks: '{issuer.url}', accepts: [only]{more}}}\n"
+    source = f"posts: {{scheme: jwt, issuer: '{ISSUER}', audience: {AUDIENCE}, jwks: '{issuer.url}', allow: [127.0.0.1/32], accepts: [only]{more}}}\n"
     config = configured(sources=source)
     scheme = scheme_for(config.sources["posts"], config.serve)
     try:
@@ -108,6 +111,7 @@ def bearing(value: str, body: bytes = BODY, *, name: str = "Bearer") -> Presente
     return Presented(headers=CIMultiDictProxy(headers), body=body, token=None, peer=None, at=time.time())
 
 
+LOOPBACK = [ip_network("127.0.0.1/32")]
 WRONG = Unauthorized(Reason.WRONG_TOKEN)
 
 
@@ -351,7 +355,7 @@ class Clock:
 
 @asynccontextmanager
 async def keys_of(issuer: Issuer, clock: Clock) -> AsyncIterator[Jwks]:
-    client = JwksClient(issuer.url)
+    client = JwksClient(issuer.url, allow=LOOPBACK)
     keys = Jwks(client.fetch, algorithms=["RS256", "ES256"], clock=clock)
     try:
         yield keys
@@ -461,6 +465,97 @@ async def test_an_issuer_that_is_away_is_not_asked_by_every_request(issuer: Issu
         for _ in range(20):
             await keys.key("rsa")
     assert issuer.asked == 1
+
+
+async def test_the_keys_are_fetched_from_where_the_configuration_lets_them_be(issuer: Issuer) -> None:
+    """An issuer's name that leads inside must not make us ask there."""
+    client = JwksClient(issuer.url)
+    with pytest.raises(ConnectionError, match="not a public one"):
+        await client.fetch()
+    await client.close()
+    assert issuer.asked == 0
+
+
+async def test_an_issuer_that_is_away_is_told_until_it_is_back(issuer: Issuer) -> None:
+    clock = Clock()
+    async with keys_of(issuer, clock) as keys:
+        issuer.answer = lambda: web.Response(status=503)
+        await keys.key("rsa")
+        assert keys.is_away
+        issuer.answer = None
+        clock.go(timedelta(seconds=5))
+        await keys.key("rsa")
+        assert not keys.is_away
+
+
+async def test_a_token_for_something_else_does_not_count(issuer: Issuer) -> None:
+    async with lab(issuer, ", typ: at+jwt") as door:
+        assert await door.authenticate(bearing(encoded(claims(), {"typ": "at+jwt"}))) == Caller("token-1", secret=0)
+        assert await door.authenticate(bearing(encoded(claims(), {"typ": "AT+JWT"}))) == Caller("token-1", secret=0)
+        assert await door.authenticate(bearing(encoded(claims()))) == WRONG
+
+
+# ── against another library ────────────────────────────────────────────────────────────────────────
+
+of_its_old_name = pytest.mark.filterwarnings("ignore:EdDSA is deprecated")  # RFC 9864 calls it Ed25519
+EVERY = "RS256, RS384, RS512, PS256, PS384, PS512, ES256, ES384, ES512, EdDSA"
+OF_JOSERFC = {
+    "RS256": ("RSA", 2048), "RS384": ("RSA", 2048), "RS512": ("RSA", 2048), "PS256": ("RSA", 2048), "PS384": ("RSA", 2048),
+    "PS512": ("RSA", 2048), "ES256": ("EC", "P-256"), "ES384": ("EC", "P-384"), "ES512": ("EC", "P-521"), "EdDSA": ("OKP", "Ed25519"),
+}  # fmt: skip
+
+
+@of_its_old_name
+@pytest.mark.parametrize("algorithm", OF_JOSERFC)
+async def test_what_joserfc_signs_we_accept_by_the_keys_that_it_publishes(issuer: Issuer, algorithm: str) -> None:
+    kind, size = OF_JOSERFC[algorithm]
+    key = JWKRegistry.generate_key(kind, size, {"kid": "theirs", "use": "sig", "alg": algorithm}, private=True)
+    issuer.keys = KeySet([key]).as_dict(private=False)["keys"]
+    signed = joserfc.jwt.encode(
+        {"alg": algorithm, "typ": "JWT", "kid": "theirs"}, claims(), key, algorithms=[algorithm]
+    )
+    async with lab(issuer, f", algorithms: [{EVERY}]") as door:
+        assert await door.authenticate(bearing(signed)) == Caller("token-1", secret=0)
+        content, _, signature = signed.rpartition(".")
+        assert await door.authenticate(bearing(f"{content}.{signature[:-4]}AAAA")) == WRONG
+        head = signed.partition(".")[0]
+        changed = unpadded(json.dumps(claims(jti="token-2")).encode()).decode()
+        assert await door.authenticate(bearing(f"{head}.{changed}.{signature}")) == WRONG
+
+
+@of_its_old_name
+@pytest.mark.parametrize(
+    ("key", "kid", "algorithm"),
+    [(RSA, "rsa", "RS256"), (RSA, "rsa", "PS256"), (EC, "ec", "ES256"), (ED, "ed", "EdDSA")],
+)
+async def test_what_we_accept_joserfc_accepts(issuer: Issuer, key: Any, kid: str, algorithm: str) -> None:
+    issuer.keys = [{**published(key, kid), "alg": algorithm}]
+    signed = token(key=key, kid=kid, algorithm=algorithm)
+    async with lab(issuer, f", algorithms: [{EVERY}]") as door:
+        assert isinstance(await door.authenticate(bearing(signed)), Caller)
+    theirs = joserfc.jwt.decode(signed, KeySet.import_key_set({"keys": issuer.keys}), algorithms=[algorithm])
+    assert theirs.claims["jti"] == "token-1"
+
+
+@pytest.mark.parametrize(
+    ("head", "changes"),
+    [
+        ({}, {"exp": None}),  # a token that never ends
+        ({}, {"jti": None}),  # one that cannot be recognised when it comes again
+        ({}, {"exp": 4102444800}),  # one that lives for decades
+        ({"typ": "at+jwt"}, {}),  # one that is for something else
+        ({}, {"iat": None}),
+    ],
+)
+async def test_what_joserfc_accepts_and_we_do_not(
+    issuer: Issuer, head: dict[str, object], changes: dict[str, object]
+) -> None:
+    """Each is a way to post for longer, or more often, than the issuer meant."""
+    signed = encoded(claims(**changes), head)
+    keys = KeySet.import_key_set({"keys": issuer.keys})
+    assert joserfc.jwt.decode(signed, keys, algorithms=["RS256"]).claims["iss"] == ISSUER
+    async with lab(issuer) as door:
+        assert isinstance(await door.authenticate(bearing(signed)), Unauthorized)
 
 
 ELSEWHERE = configured(

@@ -489,6 +489,7 @@ MISTAKES = {
     "no time zone": ("Europe/Berlin", "Europe/Berlinn", "Berlinn", 'facilities.north.timezone is "Europe/Berlinn", which is no time zone; write it as Europe/Berlin'),
     "no URL": ("https://ledger.example/events", "ledger.example", "url: ledger", 'destinations.ledger.url is "ledger.example", which is no URL; write it as https://host/path'),
     "keys that come in the clear": ("jwks: https:", "jwks: http:", "jwks", 'sources.lab.jwks is "http://id.example/keys": keys that come in the clear prove nothing; write https'),
+    "a type of tokens that no header has": ("audience: sluicegate", "audience: sluicegate\n    typ: a b", "typ:", 'sources.lab.typ is "a b", which has a character that does not belong there; correct it'),
     # secrets
     "a secret that is not set": ("env:METER_SECRET", "env:METER_SECRT", "METER_SECRT", "sources.meter.secrets[0] needs the variable METER_SECRT, which is not set; set it where Sluicegate is started"),
     "a secret that is empty": ("env:METER_SECRET", "env:EMPTY", "EMPTY", "sources.meter.secrets[0] needs the variable EMPTY, which is empty; set it where Sluicegate is started"),

@@ -202,7 +202,7 @@ ASKS_AGAIN = 60.0  # seconds after it asked for the keys last, when somebody pre
     Plan(
         dispatchers=1,
         sources="\n".join(
-            f'  {trouble}: {{scheme: jwt, issuer: us, audience: them, jwks: "http://127.0.0.1:SPARE1/{n}", accepts: [order]}}'
+            f'  {trouble}: {{scheme: jwt, issuer: us, audience: them, jwks: "http://127.0.0.1:SPARE1/{n}", allow: [127.0.0.1/32], accepts: [order]}}'
             for n, trouble in enumerate(TROUBLES)
         ),
     ),

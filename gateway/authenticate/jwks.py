@@ -5,15 +5,19 @@ import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from datetime import timedelta
+from http import HTTPStatus
+from ipaddress import IPv4Network, IPv6Network
 from typing import Any
 
-import aiohttp
 import jwt
 import msgspec
 import structlog
+from yarl import URL
 
+from connectors.http_client import Answer, Client, words
 from gateway.authenticate.presented import Reason, Unauthorized
 from observability.names import LogEvent
+from observability.tracing import Tracing
 
 log = structlog.get_logger()
 
@@ -24,6 +28,7 @@ STALE = timedelta(hours=24)  # for so long they count while the issuer does not 
 AGAIN = timedelta(minutes=1)  # at most so often a key that nobody knows makes us ask
 AFTER_FAILURE = timedelta(seconds=5)
 LARGEST = 256 * 1024
+_UNTRACED = Tracing.start(None, 0, "")
 LONGEST = timedelta(seconds=5)
 
 
@@ -39,6 +44,7 @@ class Jwks:
         self._keys: Mapping[str, jwt.PyJWK] = {}
         self._fetched_at = self._asked_at = float("-inf")
         self._asking: asyncio.Task[None] | None = None
+        self.is_away = False  # the issuer did not answer with keys when it was asked last
 
     async def key(self, kid: str) -> jwt.PyJWK | Unauthorized:
         if self._age() > STALE.total_seconds():
@@ -70,7 +76,9 @@ class Jwks:
         try:
             self._keys = _keys_of(await self._fetch(), self._algorithms)
             self._fetched_at = self._asked_at
-        except (aiohttp.ClientError, TimeoutError, OSError, ValueError, RecursionError) as error:
+            self.is_away = False
+        except (OSError, ValueError, RecursionError) as error:
+            self.is_away = True
             log.warning(LogEvent.KEYS_UNAVAILABLE, error=type(error).__name__, age_seconds=_rounded(self._age()))
         finally:
             self._asking = None
@@ -82,38 +90,35 @@ class Jwks:
 
 
 class JwksClient:
-    """Asks the one URL that is configured: no redirect, no proxy of the environment, no more than a bounded answer."""
+    """Asks the one URL that is configured, and goes only where it may: no redirect, no proxy of the environment."""
 
-    def __init__(self, url: str) -> None:
-        self._url = url
-        self._session: aiohttp.ClientSession | None = None
+    def __init__(self, url: str, *, allow: Sequence[IPv4Network | IPv6Network] = (), ca: str | None = None) -> None:
+        self._url = URL(url)
+        self._allow, self._ca = allow, ca
+        self._client: Client | None = None
         self._closed = False
 
     async def fetch(self) -> bytes:
         if self._closed:
             raise ConnectionError("closed")
-        if self._session is None:
-            self._session = aiohttp.ClientSession(
-                timeout=aiohttp.ClientTimeout(total=LONGEST.total_seconds()),
-                cookie_jar=aiohttp.DummyCookieJar(),
-                auto_decompress=False,
-                trust_env=False,
+        if self._client is None:
+            self._client = Client(
+                self._url, allow=self._allow, ca=self._ca, timeout=LONGEST, concurrency=1, agent="sluicegate"
             )
-        headers = {"Accept": "application/json", "Accept-Encoding": "identity"}
-        async with self._session.get(self._url, allow_redirects=False, headers=headers) as response:
-            if response.status != 200:
-                raise ValueError(f"answered {response.status}")
-            answer = bytearray()
-            async for chunk in response.content.iter_any():
-                answer += chunk
-                if len(answer) > LARGEST:
-                    raise ValueError("answered more than a set of keys can be")
-            return bytes(answer)
+        headers = {"accept": "application/json"}
+        answer = await self._client.send("GET", self._url, headers=headers, tracing=_UNTRACED, read=LARGEST)
+        if not isinstance(answer, Answer):
+            raise ConnectionError(answer.reason)
+        if answer.status != HTTPStatus.OK:
+            raise ValueError(words(answer.status))
+        if not answer.whole:
+            raise ValueError("answered more than a set of keys can be")
+        return answer.body
 
     async def close(self) -> None:
         self._closed = True
-        if self._session is not None:
-            await self._session.close()
+        if self._client is not None:
+            await self._client.close()
 
 
 def _keys_of(answer: bytes, algorithms: Sequence[str]) -> Mapping[str, jwt.PyJWK]:

@@ -24,7 +24,8 @@ LEEWAY = timedelta(seconds=30)  # how far the issuer's clock may be from ours
 class JwtScheme:
     def __init__(self, source: Jwt, *, fetch: Fetch | None = None) -> None:
         self._source = source
-        self._client = JwksClient(source.jwks)
+        self._type = source.typ.upper()
+        self._client = JwksClient(source.jwks, allow=source.allow, ca=source.ca)
         self._keys = Jwks(fetch or self._client.fetch, algorithms=source.algorithms)
 
     async def authenticate(self, presented: Presented) -> Caller | Unauthorized:
@@ -34,7 +35,7 @@ class JwtScheme:
         if not (bearer := _BEARER.fullmatch(given[0])):
             return Unauthorized(Reason.MALFORMED_HEADER)
         token = bearer[1]
-        head = _head_of(token)
+        head = _head_of(token, self._type)
         if head is None:
             return Unauthorized(Reason.WRONG_TOKEN)
         key = await self._keys.key(head["kid"])
@@ -78,19 +79,23 @@ class JwtScheme:
                 return Unauthorized(Reason.WRONG_BODY)
         return Caller(signed_id=claims["jti"], secret=0)
 
+    @property
+    def lacks_keys(self) -> bool:
+        return self._keys.is_away
+
     async def close(self) -> None:
         await self._keys.close()
         await self._client.close()
 
 
-def _head_of(token: str) -> dict[str, Any] | None:
+def _head_of(token: str, wanted: str) -> dict[str, Any] | None:
     """What a token says of its key, which is looked up by it and never taken from it (`jku`, `jwk`, `x5u`, `x5c`)."""
     try:
         head = jwt.get_unverified_header(token)
     except _REFUSED:
         return None
     kid, kind = head.get("kid"), head.get("typ")
-    if not isinstance(kid, str) or not is_id(kid) or not isinstance(kind, str) or kind.upper() != "JWT":
+    if not isinstance(kid, str) or not is_id(kid) or not isinstance(kind, str) or kind.upper() != wanted:
         return None
     return head
 

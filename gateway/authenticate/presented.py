@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from enum import StrEnum
 from ipaddress import IPv4Address, IPv6Address
-from typing import Final, Protocol
+from typing import Final, Protocol, runtime_checkable
 
 import msgspec
 from multidict import CIMultiDictProxy
@@ -106,6 +106,16 @@ class Scheme(Protocol):
     async def authenticate(self, presented: Presented) -> Caller | Unauthorized: ...
 
     async def close(self) -> None: ...
+
+
+@runtime_checkable
+class HasIssuer(Protocol):
+    """A scheme whose keys are somebody else's."""
+
+    @property
+    def lacks_keys(self) -> bool:
+        """The issuer did not tell them when it was asked last."""
+        ...
 
 
 def is_id(text: str) -> bool:
