@@ -414,6 +414,14 @@ class _File:
                     pass
         for place, problem in shared_secrets(config.sources):
             yield self._warning(place, problem)
+        for name, source in config.sources.items():
+            for index, accepted in enumerate(source.accepts if source.each else ()):
+                if config.policies[accepted].dedup is None:
+                    yield self._warning(
+                        ("sources", name, "accepts", index),
+                        f'has each and takes "{accepted}", which has no dedup, so that events that are alike byte by byte '
+                        "are one, whenever they come; say in the policy what tells them apart",
+                    )
         for at, problem in unused(parts):
             yield self._warning(at, problem)
 

@@ -370,6 +370,16 @@ Handshake = Annotated[
 ]
 
 
+def _items_path(given: str) -> str:
+    if given != "$":
+        if not given.startswith("$."):
+            raise ValueError(
+                f"is {shown(given)}, but it begins where the body does; write $.value, or $ for a body that is a list"
+            )
+        _json_path(given.removeprefix("$."))
+    return given
+
+
 class Proof(NamedTuple):
     """What may verify a post, by where it comes from, and when it counts."""
 
@@ -408,6 +418,10 @@ class Source(Named):
     """The largest body."""
     format: Format = "json"
     """What a body is: json; form, whose fields are texts; or form-json:payload, a form with JSON in its field payload."""
+    each: Annotated[str, AfterValidator(_items_path)] | None = None
+    """Where a post has a list of events, as $.value, or $ where it is one; default: a post is one event."""
+    partial: bool = False
+    """With each: whether events that meet no policy are left out; else one of them makes the whole post a 422."""
     from_: tuple[Network, ...] = Field(default=(), alias="from")
     """The addresses that it may post from; default: any."""
     handshake: Handshake | None = None
@@ -434,6 +448,15 @@ class Source(Named):
         if self.body > 16 * 1024 * 1024:
             yield Contradiction(("body",), "is more than 16MiB; a source posts metadata, write less")
         yield from _twice("accepts", self.accepts)
+        if self.each is not None and self.format == "form":
+            problem = (
+                "asks for a list, but a form has none; write form-json: and the field with the JSON, or leave it out"
+            )
+            yield Contradiction(("each",), problem, (("format",),))
+        if self.partial and self.each is None:
+            yield Contradiction(
+                ("partial",), "is about lists of events; add each: $.value, or leave it out", (("each",),)
+            )
         if self.handshake == "zoom" and not isinstance(self, Hmac):
             problem = "is zoom, which proves itself by a secret of scheme: hmac; write that, or leave it out"
             yield Contradiction(("handshake",), problem, (("scheme",),))
@@ -910,6 +933,8 @@ class OdooNative(Source):
             yield Contradiction(
                 ("facility_limit",), "counts what is not known before the record is read; leave it out", (("reread",),)
             )
+        if self.reread is not None and self.each is not None:
+            yield Contradiction(("each",), "is not what Odoo posts; leave it out, beside reread", (("reread",),))
         if self.reread is not None and self.format != "json":
             yield Contradiction(("format",), "is not what Odoo posts; leave it out, beside reread", (("reread",),))
         if self.reread is not None and len(self.name) > _LONGEST_REREAD:

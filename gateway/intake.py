@@ -1,9 +1,10 @@
 """The way of one request: authenticate → minimize → route → outbox.add → 202."""
 
 import asyncio
+import json
 import time
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from hashlib import blake2b
 from ipaddress import ip_address
 from math import ceil
@@ -22,6 +23,7 @@ from gateway.diagnosis import Diagnosis
 from gateway.forms import FormPolicies, WrappedPolicies
 from gateway.handshake import LONGEST, Handshake, MalformedError
 from gateway.hints import Hints, fields_by_model, name_of
+from gateway.items import MOST_ITEMS, Items
 from gateway.listening import Brief, Incoming, Post, on_unix_socket
 from gateway.minimize import Minimized, Policies, Unmet, Unreadable
 from gateway.parties import Party, parties
@@ -43,13 +45,15 @@ from outbox.database import Unavailable
 from outbox.event import Delivered, Duplicate, Event, Outcome, Refused, Retry
 from outbox.identity import uuid_of
 from outbox.intake_batch import IntakeBatch
-from outbox.store import Arrival, Debt, Destination, Seen
+from outbox.store import Arrival, Debt, Destination, Seen, Stored
 
 log = structlog.get_logger()
 
 P = ParamSpec("P")
 
 UNTOLD = 0.1  # seconds in which what is counted of requests is not told to the metrics, unless they are asked for
+_NO_OBJECT = Unmet("it must be an object")
+_AT_ONCE = 50  # events of one post, before others have their turn
 PURPOSES = (b"body", b"id", b"same", b"same body", b"same signed")  # of digests: none is ever taken for one of another
 
 
@@ -213,6 +217,8 @@ class Intake:
             return greeting
         self._limit(door)
         digest = self._digest(b"body", body)
+        if door.items is not None:
+            return await self._take_each(door, door.items, body, digest, span)
         minimized = self._minimize(door, body, digest)
         self._limit_facility(door, minimized.facility)
         del body  # while the event waits for the database, what is not kept of it takes no memory
@@ -241,6 +247,70 @@ class Intake:
         if not debts:
             self._unrouted(event)
         return _answer(202, event.id, duplicate=False)
+
+    async def _take_each(self, door: "_Door", items: Items, body: bytes, digest: UUID, span: Accepted) -> Brief:
+        """Several events in one post: stored together or not at all, each with a dedup key of its own.
+
+        The id that the sender signed is that of the post, so it tells no event from another; and the same event may come
+        again in another post.  So each is known by what its policy says, else by its own bytes.
+        """
+        taken, told = await self._minimize_each(door, items, body, digest)
+        for facility in {minimized.facility for minimized, _ in taken.values()}:
+            self._limit_facility(door, facility)
+        del body
+        with ExitStack() as sending:
+            arrivals = []
+            for minimized, itself in taken.values():
+                identity = self._identities.next()
+                traceparent = sending.enter_context(span.produce(identity, minimized.type))
+                event = self._event(identity, door.source.name, minimized, traceparent)
+                same, debts = self._same(event, minimized, None, itself), self._debts(event)
+                arrivals.append(Arrival(event=event, data=minimized.document, same=same, digest=itself, debts=debts))
+            answers = await self._batch.add_together(arrivals)
+        for place, (minimized, _), arrival, answer in zip(taken, taken.values(), arrivals, answers, strict=True):
+            event, is_new = arrival.event, isinstance(answer, Stored)
+            self._heard.note(event.source, event.facility, event.received_at)
+            if minimized.dropped:
+                door.counts.dropped[minimized.policy] += len(minimized.dropped)
+                self._refusals.dropped(door.source.name, minimized.policy, minimized.dropped)
+            told[place] = {"id": str(answer.event), "duplicate": not is_new}
+            if is_new:
+                door.counts.accepted += 1
+                if not arrival.debts:
+                    self._unrouted(event)
+            else:
+                door.counts.duplicates += 1
+        any_is_new = any(isinstance(answer, Stored) for answer in answers)
+        return Brief(202 if any_is_new else 200, json.dumps({"events": told}, separators=(",", ":")))
+
+    async def _minimize_each(
+        self, door: "_Door", items: Items, body: bytes, digest: UUID
+    ) -> tuple[dict[int, tuple[Minimized, UUID]], list[dict[str, object]]]:
+        """What is kept of each by its place, with its own digest; and what is told of all, so far of those left out."""
+        match items.of(body):
+            case Unreadable() | Unmet() as wrong:
+                raise _refused(wrong, wrong.reason, digest)
+            case found:
+                pass
+        if len(found) > MOST_ITEMS:
+            many = problem(413, "Too many events", f"At most {MOST_ITEMS} events are taken in one post.")
+            raise Refusal("too_many_events", many, digest)
+        taken: dict[int, tuple[Minimized, UUID]] = {}
+        told: list[dict[str, object]] = []
+        for place, item in enumerate(found):
+            if place % _AT_ONCE == _AT_ONCE - 1:
+                await asyncio.sleep(0)  # others are not held up by a long post
+            itself = self._digest(b"body", item)
+            told.append({})
+            match door.kept.minimize(item) if item[:1] == b"{" else _NO_OBJECT:
+                case Minimized() as minimized:
+                    taken[place] = minimized, itself
+                case wrong if door.source.partial:
+                    self._refusals.refused(door.source.name, _refused(wrong, wrong.reason).code, itself)
+                    told[place] = {"id": None, "duplicate": False, "reason": wrong.reason}
+                case wrong:
+                    raise _refused(wrong, items.named(place, wrong.reason), digest)
+        return taken, told
 
     async def take_what_was_read(self, hint: Event, body: bytes) -> Outcome:
         """What a record says that a hint was about: kept and routed as what is posted is, and part of the hint's story."""
@@ -366,10 +436,8 @@ class Intake:
 
     def _minimize(self, door: "_Door", body: bytes, digest: UUID) -> Minimized:
         match door.policies.minimize(body):
-            case Unreadable(reason=reason):
-                raise Refusal("unreadable", problem(400, "Unreadable body", reason), digest)
-            case Unmet(reason=reason):
-                raise Refusal("policy_not_met", problem(422, "Policy not met", reason), digest)
+            case Unreadable() | Unmet() as wrong:
+                raise _refused(wrong, wrong.reason, digest)
             case Minimized() as minimized:
                 return minimized
 
@@ -439,6 +507,7 @@ class _Door:
         self.kept = Policies(accepted, key=key, texts=source.format == "form")
         self.policies: Policies | Hints | FormPolicies | WrappedPolicies = self.kept
         self.media = media_of(source)
+        self.items = None if source.each is None else Items(source.each, wrapped_in=source.wrapped_in)
         if source.wrapped_in is not None:
             self.policies = WrappedPolicies(source.wrapped_in, self.kept)
         elif source.format == "form":
@@ -464,6 +533,12 @@ class _Door:
         if facility not in self._limits:
             self._limits[facility] = TokenBucket(per_second=self.source.facility_limit.per_second / self._share)
         return self._limits[facility]
+
+
+def _refused(wrong: Unreadable | Unmet, reason: str, digest: UUID | None = None) -> Refusal:
+    if isinstance(wrong, Unreadable):
+        return Refusal("unreadable", problem(400, "Unreadable body", reason), digest)
+    return Refusal("policy_not_met", problem(422, "Policy not met", reason), digest)
 
 
 def _answer(status: int, event: UUID, *, duplicate: bool) -> Brief:

@@ -68,7 +68,7 @@ class Policies:
 
     def minimize(self, body: bytes) -> Minimized | Unreadable | Unmet:
         if body[:1] != b"{":
-            body = body.removeprefix(_BYTE_ORDER_MARK).lstrip(b" \t\r\n")
+            body = body.removeprefix(BYTE_ORDER_MARK).lstrip(b" \t\r\n")
             if body[:1] != b"{":
                 return Unreadable("the body is not a JSON object")
         try:
@@ -105,7 +105,7 @@ class _Compiled:
         types = _types([*uses, *((_path(name), _TELLING) for name in policy.match)])
 
         self._name, self._version = policy.name, policy.version
-        self._read = _reader(types)
+        self._read = reader(types)
         self._match = [
             _Match([*types].index(_path(name)), as_text(wanted) if texts else wanted)
             for name, wanted in policy.match.items()
@@ -241,8 +241,8 @@ class _Choice:
     def __init__(self, policies: Sequence[Policy], *, texts: bool) -> None:
         paths = sorted({_path(name) for policy in policies for name in policy.match})
         nested = any(path[:length] in paths for path in paths for length in range(1, len(path)))
-        self._all = None if nested else _reader(dict.fromkeys(paths, msgspec.Raw))
-        self._each = [_reader({path: msgspec.Raw}) for path in paths]
+        self._all = None if nested else reader(dict.fromkeys(paths, msgspec.Raw))
+        self._each = [reader({path: msgspec.Raw}) for path in paths]
         self._wanted = [
             [
                 _Match(paths.index(_path(name)), as_text(wanted) if texts else wanted)
@@ -308,7 +308,7 @@ _Given = Sequence[Any]  # a value for each path that is read; None for what a bo
 _Reader = Callable[[bytes], _Given]
 
 
-def _reader(types: Mapping[_Path, Any]) -> _Reader:
+def reader(types: Mapping[_Path, Any]) -> _Reader:
     """Reads the values at these paths, in their order."""
     decode = msgspec.json.Decoder(_struct(types)).decode
     if all(len(path) == 1 for path in types):
@@ -378,7 +378,7 @@ class _Dropped:
         return (*named, *("?",) * min(len(undeclared) - len(named), _MOST_NAMES))
 
 
-_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _PLACEHOLDER = re.compile(r"\{([^{}]*)\}")
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]*")
 _MOST_NAMES = 50

@@ -8,6 +8,7 @@ import asyncio
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
+from itertools import accumulate, takewhile
 from typing import NamedTuple
 
 from observability.failpoints import failpoint
@@ -31,6 +32,7 @@ Party = tuple[str, str | None]
 class Waiting(NamedTuple):
     arrival: Arrival
     answer: asyncio.Future[Stored | Seen]
+    rest: Sequence["Waiting"] = ()  # what came in the same post: it is stored with this one, or not at all
 
 
 class IntakeBatch:
@@ -55,6 +57,7 @@ class IntakeBatch:
         self._sizes = sizes
         self._connections = self._free = connections
         self._waiting: list[Waiting] = []
+        self._rest = 0  # that is to be stored together with one of them
         self._weight = 0  # of what waits, in bytes
         self._places: defaultdict[Party, int] = defaultdict(int)  # that each party takes up in the queue
         self._writing: set[asyncio.Task[None]] = set()
@@ -64,7 +67,7 @@ class IntakeBatch:
 
         What becomes durable after the sender was told to try again is recognised then.
         """
-        if len(self._waiting) >= LONGEST_QUEUE or self._weight >= HEAVIEST_QUEUE:
+        if len(self._waiting) + self._rest >= LONGEST_QUEUE or self._weight >= HEAVIEST_QUEUE:
             raise Unavailable("too many requests wait for the database")
         party = party_of(arrival)
         if self._places[party] >= LONGEST_QUEUE // BIGGEST_PART:
@@ -79,6 +82,32 @@ class IntakeBatch:
         late = loop.call_later(PATIENCE.total_seconds(), _fail, waiting, Unavailable("it was not stored in time"))
         try:
             return await waiting.answer
+        finally:
+            late.cancel()
+
+    async def add_together(self, arrivals: Sequence[Arrival]) -> list[Stored | Seen]:
+        """Up to LARGEST of one post: stored in one transaction, or none of them; otherwise as `add`."""
+        if not arrivals:
+            return []
+        weight = sum(len(arrival.data) for arrival in arrivals)
+        if len(self._waiting) + self._rest + len(arrivals) > LONGEST_QUEUE or self._weight >= HEAVIEST_QUEUE:
+            raise Unavailable("too many requests wait for the database")
+        parties = Counter(map(party_of, arrivals))
+        if any(self._places[party] + n > LONGEST_QUEUE // BIGGEST_PART for party, n in parties.items()):
+            raise Unavailable("too many requests of one party wait for the database")
+        for party, n in parties.items():
+            self._places[party] += n
+        loop = asyncio.get_running_loop()
+        first, *rest = [Waiting(arrival, loop.create_future()) for arrival in arrivals]
+        waiting = first._replace(rest=rest)
+        self._waiting.append(waiting)
+        self._rest += len(rest)
+        self._weight += weight
+        if self._free == self._connections:
+            self._begin()
+        late = loop.call_later(PATIENCE.total_seconds(), _fail, waiting, Unavailable("it was not stored in time"))
+        try:
+            return list(await asyncio.gather(*(each.answer for each in _all_of([waiting]))))
         finally:
             late.cancel()
 
@@ -98,48 +127,56 @@ class IntakeBatch:
 
     async def _write(self) -> None:
         try:
-            while batch := self._next():
-                self._sizes(len(batch))
-                await self._write_down(batch)
+            while True:
+                batch, together = self._next()
+                if not batch:
+                    break
+                self._sizes(len(together))
+                await self._write_down(batch, together)
         finally:
             self._free += 1
 
-    async def _write_down(self, batch: list[Waiting]) -> None:
+    async def _write_down(self, batch: list[Waiting], together: list[Waiting]) -> None:
         slow = asyncio.get_running_loop().call_later(SLOW.total_seconds(), self._begin)
         try:
-            await self._store(batch)
+            await self._store(batch, together)
         except Exception as error:  # noqa: BLE001  whatever it is, each of the batch must hear it
             for waiting in batch:
                 _fail(waiting, error)
         finally:
             slow.cancel()
 
-    def _next(self) -> list[Waiting]:
-        """Those whose sender still waits: who was told to come back brings it again."""
+    def _next(self) -> tuple[list[Waiting], list[Waiting]]:
+        """Those whose sender still waits, and these with all of their posts: who was told to come back brings it again."""
         waiting = [waiting for waiting in self._waiting if not waiting.answer.done()]
-        if len(waiting) > LARGEST:
+        if len(waiting) + self._rest > LARGEST:
             waiting = in_turns(waiting)
-        batch, self._waiting = waiting[:LARGEST], waiting[LARGEST:]
-        self._weight = sum(len(waiting.arrival.data) for waiting in self._waiting)
-        self._places = defaultdict(int, Counter(party_of(waiting.arrival) for waiting in self._waiting))
-        return batch
+        most = _how_many_fit(waiting) if self._rest else LARGEST
+        batch, self._waiting = waiting[:most], waiting[most:]
+        together, left = batch, self._waiting
+        if self._rest:
+            together, left = _all_of(batch), _all_of(left)
+            self._rest = len(left) - len(self._waiting)
+        self._weight = sum(len(waiting.arrival.data) for waiting in left)
+        self._places = defaultdict(int, Counter(party_of(waiting.arrival) for waiting in left))
+        return batch, together
 
-    async def _store(self, batch: list[Waiting]) -> None:
-        """On an error that is in what is stored, one by one: only the guilty one fails."""
+    async def _store(self, batch: list[Waiting], together: list[Waiting]) -> None:
+        """On an error that is in what is stored, post by post: only the guilty one fails."""
         try:
             failpoint("intake.before_commit")
-            answers = await self._outbox.add([w.arrival for w in batch], self._buckets())
+            answers = await self._outbox.add([w.arrival for w in together], self._buckets())
         except Unavailable:
             raise
         except Exception:
             if len(batch) == 1:
                 raise
             for waiting in batch:
-                await self._write_down([waiting])
+                await self._write_down([waiting], _all_of([waiting]))
             return
         failpoint("intake.committed")
         due: dict[int, datetime] = {}
-        for waiting, answer in zip(batch, answers, strict=True):
+        for waiting, answer in zip(together, answers, strict=True):
             if not waiting.answer.done():  # its request may have gone away meanwhile
                 waiting.answer.set_result(answer)
             if isinstance(answer, Stored) and answer.due_at is not None:
@@ -161,10 +198,22 @@ def in_turns(waiting: Sequence[Waiting]) -> list[Waiting]:
     for one in waiting:
         party = party_of(one.arrival)
         ranked.append((turns[party], one))
-        turns[party] += 1
+        turns[party] += 1 + len(one.rest)
     return [one for _, one in sorted(ranked, key=lambda turn: turn[0])]
 
 
+def _all_of(waiting: Sequence[Waiting]) -> list[Waiting]:
+    """With what came in the same posts."""
+    return [each for one in waiting for each in (one, *one.rest)]
+
+
+def _how_many_fit(waiting: Sequence[Waiting]) -> int:
+    """Into one statement: no post is torn apart."""
+    sizes = accumulate(1 + len(one.rest) for one in waiting)
+    return max(1, sum(1 for size in takewhile(LARGEST.__ge__, sizes)))
+
+
 def _fail(waiting: Waiting, error: Exception) -> None:
-    if not waiting.answer.done():
-        waiting.answer.set_exception(error)
+    for each in (waiting, *waiting.rest):
+        if not each.answer.done():
+            each.answer.set_exception(error)

@@ -565,6 +565,10 @@ MISTAKES = {
     "a form of which keys below others are read": ("    body: 64KiB", "    body: 64KiB\n    format: form", "accepts: [refund", 'sources.shop.accepts names "order", which reads "payment.total", but a form has no keys below others; read one name'),
     "a form of which a list is kept": ("    body: 64KiB", "    body: 64KiB\n    format: form", "accepts: [refund", 'sources.shop.accepts names "order", which keeps a list as "lines", but a form has none; keep one value', ("payment.total", "total")),
     "a form that is matched with null": ("    body: 64KiB", "    body: 64KiB\n    format: form", "accepts: [refund", 'sources.shop.accepts names "refund", which matches "final" with null, but a form has none; match a text', ("final: true", "final: null"), ("payment.total", "total"), ("type: [int], max: 200", "type: int")),
+    "a list that begins nowhere": ("    body: 64KiB", "    body: 64KiB\n    each: value", "each", 'sources.shop.each is "value", but it begins where the body does; write $.value, or $ for a body that is a list'),
+    "a list at a path that is none": ("    body: 64KiB", "    body: 64KiB\n    each: $.a..b", "each", 'sources.shop.each is "a..b", which is no path of keys; write it as key or key.below'),
+    "a list in a form of texts": ("    body: 64KiB", "    body: 64KiB\n    format: form\n    each: $", "each", "sources.shop.each asks for a list, but a form has none; write form-json: and the field with the JSON, or leave it out", ("[refund, order]", "[plain]"), ("policies:\n", "policies:\n  plain: {version: 1, purpose: a test, type: shop.order.paid, keep: {id: {from: id, type: int}, total: {from: total, type: decimal}, status: {const: paid}, code: {const: ABC}}, facility: {from: site, of: {N: north}}}\n")),
+    "a part of no list": ("    body: 64KiB", "    body: 64KiB\n    partial: true", "partial", "sources.shop.partial is about lists of events; add each: $.value, or leave it out"),
     "a pseudonym of what is looked up": ("type: int, token: staff", "type: int, token: staff, lookup: {1: one}", "lookup", "policies.order.keep.buyer.lookup is given beside token, but only one of them can be kept; leave one out"),
     "a word for others without a lookup": ("type: int, token: staff", "type: int, otherwise: other", "otherwise", "policies.order.keep.buyer.otherwise is what a lookup does not name; add lookup: {…}"),
     "a lookup by what is never there": ("type: int, token: staff", "type: int, max: 5, lookup: {6: six}", "lookup", "policies.order.keep.buyer.lookup[6] is not between min and max, so nothing is ever looked up by it; leave it out"),
@@ -998,6 +1002,13 @@ def test_defaults_in_the_schema_are_written_as_in_the_file() -> None:
     assert definitions["Retention"]["properties"]["audit"]["default"] == "6y"
     assert definitions["StandardWebhooks"]["properties"]["body"]["default"] == "256KiB"
     assert definitions["RetrySettings"]["properties"]["first"]["default"] == "2s"
+
+
+def test_a_list_whose_events_are_told_apart_by_their_bytes_alone_is_warned_of(configured: Load) -> None:
+    warned = configured(GOOD.replace("    body: 64KiB", "    body: 64KiB\n    each: $.value", 1)).warnings
+    told = [warning for warning in warned if "each" in warning]
+    assert len(told) == 1
+    assert 'takes "refund", which has no dedup' in told[0]
 
 
 # ── quantities ─────────────────────────────────────────────────────────────────────────────────────
