@@ -71,18 +71,42 @@ async def test_a_source_that_was_just_configured_is_silent_only_after_a_whole_ti
     assert await watch.look(WHOLE) == [(None, "silent")]
 
 
-async def test_silence_is_told_once_and_its_end_once_however_many_watch(database: Database) -> None:
+async def test_silence_is_told_once_and_its_end_once_however_many_watch(dsn: str, database: Database) -> None:
     watches = [Watch(database) for _ in range(4)]
     await watches[0].look(WHOLE)
     await watches[0].hear(("lab", "north"))
     await watches[0].pass_by(HOUR + timedelta(minutes=1))
-    turns = await asyncio.gather(*(watch.look(WHOLE) for watch in watches))
+    turns = await all_have_seen_before_one_writes(dsn, watches)
     assert sorted(turns) == [[], [], [], [(None, "silent")]]
     assert await watches[0].look(WHOLE) == []
     await watches[0].hear(("lab", ""))
-    turns = await asyncio.gather(*(watch.look(WHOLE) for watch in watches))
+    turns = await all_have_seen_before_one_writes(dsn, watches)
     assert sorted(turns) == [[], [], [], [(None, "heard")]]
     assert await watches[0].told() == ["source.silent", "source.resumed"]
+
+
+async def all_have_seen_before_one_writes(dsn: str, watches: list[Watch]) -> list[list[tuple[str | None, str]]]:
+    """The worst moment: each has read the same, and waits for the lock of the table where it would announce it."""
+    beside = await Database.connect(dsn, size=2)
+
+    async def all_wait() -> bool:
+        return len(watches) == await beside.fetchval(
+            """
+            SELECT count(*)
+              FROM pg_locks
+             WHERE relation = 'announcements'::regclass
+               AND mode = 'RowExclusiveLock'
+               AND NOT granted
+            """
+        )
+
+    async with beside.transaction() as holder:
+        await holder.execute("LOCK TABLE announcements IN SHARE MODE")
+        looking = [asyncio.create_task(watch.look(WHOLE)) for watch in watches]
+        await until(all_wait)
+    turns = await asyncio.gather(*looking)
+    await beside.close()
+    return turns
 
 
 async def test_each_facility_is_expected_for_itself(database: Database) -> None:
