@@ -148,13 +148,14 @@ def _http_signature(
     from gateway.authenticate import http_signature  # noqa: PLC0415 — its cryptography takes its time
     from gateway.verifying_keys import SharedSecret, verifying_key  # noqa: PLC0415 — as that
 
-    keys = {keyid: verifying_key(_active([timed], now)) for keyid, timed in source.keys.items()}
-    shared = next(((keyid, key) for keyid, key in keys.items() if isinstance(key, SharedSecret)), None)
-    if shared is None:
+    keys = {keyid: (timed, verifying_key(timed.secret.reveal())) for keyid, timed in source.keys.items()}
+    shared = {keyid: (timed, key) for keyid, (timed, key) in keys.items() if isinstance(key, SharedSecret)}
+    if not shared:
         raise SendError(
             f"{source.name} has public keys alone: sign with the private one where it is, and post from there."
         )
-    keyid, key = shared
+    active = _active([timed for timed, _ in shared.values()], now)
+    keyid, key = next((keyid, key) for keyid, (timed, key) in shared.items() if timed.secret.reveal() == active)
     headers = {"content-type": media_of(source).usual, "content-digest": http_signature.content_digest(body)}
     presented = Presented(
         headers=CIMultiDictProxy(CIMultiDict(headers)),

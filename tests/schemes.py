@@ -17,16 +17,25 @@ from typing import Any
 import standardwebhooks
 import stripe
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from http_message_signatures import (
+    HTTPMessageSignaturesException,
+    HTTPMessageSigner,
+    HTTPMessageVerifier,
+    HTTPSignatureKeyResolver,
+    algorithms,
+)
 from slack_sdk.signature import SignatureVerifier
 from svix.webhooks import Webhook as Svix
 from twilio.request_validator import RequestValidator
 
 from gateway import send
+from gateway.authenticate import http_signature
 from gateway.config import StandardWebhooks
-from gateway.config_sections import AnySource
+from gateway.config_sections import AnySource, HttpSignature
 from gateway.send import Signed
 from tests import octokit
-from tests.door import PUBLIC_URL, configured, whsec
+from tests.door import PUBLIC_URL, configured, presented, whsec
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,7 +76,7 @@ def by_ourselves(source: AnySource, message: Message) -> Signed:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
     scheme: str  # as the table calls it
-    keys: str  # of its source; SECRETS stands for a list of secrets
+    keys: str  # of its source; SECRETS stands for a list of secrets, KEYS for them by their ids
     secrets: tuple[str, str, str]  # one, the next one, and that of somebody else
     signs: Callable[[AnySource, Message], Signed] = by_ourselves
     parts: Mapping[str, Callable[[Signed], Signed]] = field(default_factory=dict)  # that are signed: each changed
@@ -83,7 +92,8 @@ class Row:
 
     def written(self, *secrets: str) -> str:
         """The source, with these for secrets: as YAML has them."""
-        return self.keys.replace("SECRETS", f"[{', '.join(secrets)}]")
+        by_id = ", ".join(f"{_id_of(secret)}: {secret}" for secret in secrets)
+        return self.keys.replace("SECRETS", f"[{', '.join(secrets)}]").replace("KEYS", f"{{{by_id}}}")
 
     @property
     def environ(self) -> Mapping[str, str]:
@@ -101,6 +111,12 @@ class Row:
 
 
 SECRETS = ("one", "next", "other")
+
+
+def _id_of(reference: str) -> str:
+    """`one` of `env:http_signature_one`, wherever that stands."""
+    (found,) = re.findall(rf"_({'|'.join(SECRETS)})\b", reference)
+    return str(found)
 
 
 # ── how a part of a post is changed ──────────────────────────────────────────────────────────────────
@@ -225,10 +241,96 @@ def _with_private_key(source: AnySource, message: Message) -> Signed:
     return Signed(f"/hooks/{source.name}", JSON | headers, message.body)
 
 
+class _Request:
+    """A post as the library for signatures of RFC 9421 wants to have it."""
+
+    def __init__(self, path: str, headers: Mapping[str, str]) -> None:
+        self.method, self.url, self.headers = "POST", PUBLIC_URL + path, dict(headers)
+
+
+class _Resolver(HTTPSignatureKeyResolver):  # type: ignore[misc] — it is not typed
+    def __init__(self, key: Any) -> None:
+        self._key = key
+
+    def resolve_private_key(self, key_id: str) -> Any:
+        return self._key
+
+    def resolve_public_key(self, key_id: str) -> Any:
+        return self._key
+
+
+def _of_rfc_9421(algorithm: Any, private: Callable[[str], Any], public: Callable[[str], Any]) -> Oracle:
+    def signs(secret: str, message: Message) -> Signed:
+        request = _Request("/hooks/posts", JSON)
+        HTTPMessageSigner(signature_algorithm=algorithm, key_resolver=_Resolver(private(secret))).sign(
+            request,
+            key_id="one",
+            created=datetime.fromtimestamp(message.at, UTC),
+            nonce=message.id,
+            covered_component_ids=COMPONENTS,
+            body=message.body,
+        )
+        return Signed("/hooks/posts", request.headers, message.body)
+
+    def accepts(secret: str, sent: Signed) -> bool:
+        verifier = HTTPMessageVerifier(signature_algorithm=algorithm, key_resolver=_Resolver(public(secret)))
+        request = _Request(sent.path, sent.headers)
+        wanted = {"require_components": COMPONENTS, "body": sent.body}
+        return holds(lambda: verifier.verify(request, **wanted), HTTPMessageSignaturesException)
+
+    return Oracle(name="http-message-signatures", signs=signs, accepts=accepts)
+
+
+COMPONENTS = ("@method", "@target-uri", "content-digest")
+
+
+def pem(key: Ed25519PrivateKey) -> str:
+    return key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo).decode()
+
+
+def _private_of(text: str) -> Ed25519PrivateKey:
+    return next(key for key in PRIVATE.values() if pem(key).strip() == text.strip())
+
+
+def _by_rfc_9421(source: AnySource, message: Message) -> Signed:
+    """By our own base, and a private key, which no source has."""
+    assert isinstance(source, HttpSignature)
+    ((keyid, timed),) = source.keys.items()
+    sent = Signed(
+        f"/hooks/{source.name}", JSON | {"content-digest": http_signature.content_digest(message.body)}, message.body
+    )
+    parameters = {"created": message.at, "nonce": message.id, "keyid": keyid, "alg": "ed25519"}
+    presented_ = presented(sent.headers, sent.body, target=sent.path)
+    base = http_signature.signature_base(source.components, parameters, presented_, PUBLIC_URL)
+    assert base is not None
+    items = [(name, dict[str, Any]()) for name in source.components]
+    signature = base64.b64encode(_private_of(timed.secret.reveal()).sign(base)).decode()
+    told = {
+        "signature-input": f"sig={http_signature.signature_parameters(items, parameters)}",
+        "signature": f"sig=:{signature}:",
+    }
+    return replace(sent, headers={**sent.headers, **told})
+
+
 # ── the rows ─────────────────────────────────────────────────────────────────────────────────────────
 
 PLAIN = ("one-secret-of-32-bytes-000000000", "next-secret-of-32-bytes-00000000", "other-secret-of-32-bytes-0000000")
 _V1 = {"id": header("webhook-id", lambda _: "msg_2"), "time": later("webhook-timestamp"), "body": body}
+_OF_9421 = {
+    "id": header("signature-input", lambda told: told.replace("msg_", "msg-")),
+    "time": header(
+        "signature-input",
+        lambda told: re.sub(r"(created=\d+)(\d)", lambda at: at[1] + str((int(at[2]) + 1) % 10), told),
+    ),
+    "method": header("signature-input", lambda told: told.replace('"@method" ', "")),
+    "path": path,
+    "query": query,
+    "body": body,
+    "digest and body": lambda sent: body(
+        replace(sent, headers={**sent.headers, "content-digest": http_signature.content_digest(body(sent).body)})
+    ),
+}
+_9421_KEYS = f"scheme: http-signature\nkeys: KEYS\ncomponents: {json.dumps(COMPONENTS)}"
 _STANDARDWEBHOOKS, _SVIX = _standard(standardwebhooks.Webhook), _standard(Svix)
 
 ROWS = (
@@ -318,5 +420,29 @@ ROWS = (
         scheme="api-key",
         keys="scheme: api-key\nheader: X-Api-Key\nkeys: SECRETS",
         secrets=(f"one.{PLAIN[0]}", f"next.{PLAIN[1]}", f"other.{PLAIN[2]}"),
+    ),
+    Row(
+        scheme="basic",
+        keys="scheme: basic\nuser: env:basic_one\nsecrets: SECRETS",
+        secrets=PLAIN,
+    ),
+    Row(
+        scheme="http-signature, ed25519",
+        keys=_9421_KEYS,
+        secrets=(pem(PRIVATE["one"]), pem(PRIVATE["next"]), pem(PRIVATE["other"])),
+        signs=_by_rfc_9421,
+        parts=_OF_9421,
+        signs_id=True,
+        binds_source=True,
+        oracles=(_of_rfc_9421(algorithms.ED25519, _private_of, lambda text: _private_of(text).public_key()),),
+    ),
+    Row(
+        scheme="http-signature, hmac-sha256",
+        keys=_9421_KEYS,
+        secrets=PLAIN,
+        parts=_OF_9421,
+        signs_id=True,
+        binds_source=True,
+        oracles=(_of_rfc_9421(algorithms.HMAC_SHA256, str.encode, str.encode),),
     ),
 )
