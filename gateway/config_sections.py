@@ -163,6 +163,12 @@ class Serve(Entry):
     """When it is told to stop: how long it goes on, while `/ready` says so. Longer than the proxy in front takes to notice."""
     trusted_proxies: tuple[Network, ...] = ()
     """The proxies whose X-Forwarded-For and Client-Cert count."""
+    connections: int = Field(default=10_000, ge=10, le=60_000)
+    """At a time, in each process; more are closed at once."""
+    connections_per_address: int = Field(default=1_000, ge=1, le=60_000)
+    """Of them from one address (of IPv6, one /64); trusted proxies and Unix sockets may have all."""
+    limit_per_address: Rate | None = None
+    """What one address may post, proven or not, to whatever source; more is a 429 before anything is read. Left out: no limit."""
     public_url: Annotated[Url, AfterValidator(_public_url)] | None = None
     """What senders have before /hooks, such as https://gateway.example: for schemes that sign the URL."""
 
@@ -170,6 +176,11 @@ class Serve(Entry):
         for index, address in enumerate(self.listen):
             if address in self.listen[:index] and (address.port or address.path):
                 yield Contradiction(("listen", index), f"names {address} twice; leave one out")
+        if self.connections_per_address > self.connections:
+            yield Contradiction(
+                ("connections_per_address",),
+                f"is {self.connections_per_address}, but there are only {self.connections} connections in all; lower it",
+            )
 
 
 def _database(given: object) -> Literal["embedded"] | Secret:

@@ -14,6 +14,7 @@ from uuid import UUID
 import structlog
 from aiohttp import HttpVersion11, web
 
+from gateway.admission import AddressLimits
 from gateway.authenticate import Caller, Presented, Reason, Scheme, Unauthorized, scheme_for
 from gateway.authenticate.peer import Address, client_address, is_within
 from gateway.authenticate.presented import HasIssuer
@@ -102,6 +103,7 @@ class Intake:
         self._destinations: Mapping[str, Destination] = {}
         self._serve = Serve()
         self._parties: Mapping[str, Mapping[Party, int]] = {}
+        self._by_address: AddressLimits | None = None
         self._slowly = SlowRefusals()
         self._telling: asyncio.TimerHandle | None = None
 
@@ -124,6 +126,10 @@ class Intake:
         self._routes = Routes(config.routes, give_up={name: d.retry.give_up for name, d in config.destinations.items()})
         self._destinations = destinations
         self._parties = parties(config)
+        if (limit := config.serve.limit_per_address) is None:
+            self._by_address = None
+        elif self._by_address is None or self._serve.limit_per_address != limit:
+            self._by_address = AddressLimits(per_second=limit.per_second / self._share)
         self._serve = config.serve
         kept = {door.scheme for door in self._sources.values()}
         for door in before.values():
@@ -169,6 +175,11 @@ class Intake:
     async def take(self, request: Incoming, name: str, token: str | None) -> web.StreamResponse:
         """One post, answered: 202 when it is durable, 200 when it was there, a problem otherwise."""
         began = time.monotonic()
+        if self._by_address is not None and (limit := self._by_address.exceeded(self._peer(request), began)):
+            self._refusals.refused("", "address_rate_limited")
+            _forget_body(request)
+            await self._slowly.before("")
+            return _too_many(limit)
         door = self._sources.get(name)
         if door is None or (token is not None and not door.takes_token):
             self._refusals.refused("", "unknown_source")
@@ -200,6 +211,10 @@ class Intake:
 
     async def _take(self, request: Incoming, door: "_Door", token: str | None, span: Accepted) -> web.StreamResponse:
         if door.limit is not None and door.limit.is_empty(time.monotonic()):
+            if _is_elsewhere(self._peer(request), door.source):
+                raise Refusal(
+                    "wrong_address", _not_proven()
+                )  # how busy a source is, is not told to whom it does not know
             raise Refusal("rate_limited", _too_many(door.limit))  # whoever it is, so nobody's proof need be looked at
         asked = door.handshake
         if (

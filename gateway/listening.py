@@ -25,6 +25,7 @@ from aiohttp.web_protocol import RequestHandler
 from aiohttp.web_response import REASON_PHRASES
 from multidict import CIMultiDictProxy
 
+from gateway.admission import Admission
 from gateway.config_sections import Listen
 from gateway.problems import answered, problem
 from observability.logs import log_sparingly
@@ -47,7 +48,17 @@ class AddressError(Exception):
 class Guarded(RequestHandler):
     """A connection whose head must arrive, and whose answers must be taken, in time; it repeats nothing of what it hears."""
 
-    __slots__ = ("_answer_timer", "_body", "_head_timer", "_hooks", "_last", "_refused_at", "_refused_timer")
+    __slots__ = (
+        "_admission",
+        "_admitted",
+        "_answer_timer",
+        "_body",
+        "_head_timer",
+        "_hooks",
+        "_last",
+        "_refused_at",
+        "_refused_timer",
+    )
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
@@ -58,7 +69,11 @@ class Guarded(RequestHandler):
         self._head_timer: asyncio.TimerHandle | None = None
         self._refused_at: float | None = None  # the last answer was no yes
         self._refused_timer: asyncio.TimerHandle | None = None
+        self._admission = self._manager.admission if isinstance(self._manager, GuardedServer) else None
+        self._admitted = None if self._admission is None else self._admission.enter(self._address)
         self._start_timer()
+        if self._admission is not None and self._admitted is None and self.transport is not None:
+            self.transport.abort()
 
     def data_received(self, data: bytes) -> None:
         heads, of_a_head = self._request_count, self._body.is_eof()
@@ -188,7 +203,14 @@ class Guarded(RequestHandler):
         for timer in (self._answer_timer, self._refused_timer):
             if timer is not None:
                 timer.cancel()
+        if self._admission is not None and self._admitted is not None:
+            self._admission.leave(self._admitted)
         super().connection_lost(exc)
+
+    @property
+    def _address(self) -> str | None:
+        """Of the peer; None on a Unix socket."""
+        return str(self.peername[0]) if isinstance(self.peername, tuple) else None
 
     def _start_timer(self) -> None:
         self._head_timer = self._loop.call_later(HEAD_DEADLINE.total_seconds(), self._give_up_on_head)
@@ -305,8 +327,7 @@ class Post(HeadersMixin):
     @property
     def remote(self) -> str | None:
         """The address of the peer; None on a Unix socket."""
-        peer = self._connection.peername
-        return str(peer[0]) if isinstance(peer, tuple) else None
+        return self._connection._address  # noqa: SLF001  the other half of this
 
 
 def on_unix_socket(request: "Incoming") -> bool:
@@ -359,6 +380,7 @@ class GuardedServer(web.Server):
 
     parting = False  # every answer is the last one on its connection
     hooks: "Hooks | None" = None
+    admission: Admission | None = None  # without one, whoever comes is let in
 
     def __call__(self) -> RequestHandler:
         return Guarded(self, loop=self._loop, **self._kwargs)
@@ -367,11 +389,14 @@ class GuardedServer(web.Server):
 class Listening:
     """The application on its addresses: on sockets of its own, or on those that the parent of several workers holds."""
 
-    def __init__(self, application: web.Application, *, hooks: "Hooks | None" = None) -> None:
+    def __init__(
+        self, application: web.Application, *, hooks: "Hooks | None" = None, admission: Admission | None = None
+    ) -> None:
         """`hooks` takes what is posted to /hooks/{source}, past the application; the rest of it goes there."""
         self._runner = _Runner(
             application,
             hooks,
+            admission,
             access_log=None,
             keepalive_timeout=IDLE_DEADLINE.total_seconds(),
             auto_decompress=False,
@@ -418,13 +443,17 @@ Hooks = Callable[[Incoming, str, str | None], Awaitable[web.StreamResponse]]  # 
 class _Runner(web.AppRunner):
     """aiohttp's, but for the connections that it makes, and for a shorter way to the door."""
 
-    def __init__(self, application: web.Application, hooks: Hooks | None, **options: Any) -> None:
+    def __init__(
+        self, application: web.Application, hooks: Hooks | None, admission: Admission | None, **options: Any
+    ) -> None:
         super().__init__(application, **options)
+        self._admission = admission
         self._hooks = hooks
 
     async def _make_server(self) -> web.Server:
         server = await super()._make_server()
         server.__class__ = GuardedServer
+        server.admission = self._admission  # type: ignore[attr-defined]
         if self._hooks is not None and isinstance(server, GuardedServer):
             server.hooks = self._hooks
             server.request_handler = _shortcut(self._hooks, past=server.request_handler)

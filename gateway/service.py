@@ -23,6 +23,7 @@ from dead_letter.letters import DeadLetters
 from dead_letter.tokens import Tokens
 from gateway import config as configuration
 from gateway import hints
+from gateway.admission import Admission
 from gateway.api import api
 from gateway.config import Config, ConfigurationError
 from gateway.destinations import dropped, homes
@@ -130,7 +131,9 @@ class Service:
         self._parts.push_async_callback(self._flush)
         if before_listening:
             await before_listening()
-        self._listening = Listening(self._application(), hooks=self.intake.take if self._gateway else None)
+        self._listening = Listening(
+            self._application(), hooks=self.intake.take if self._gateway else None, admission=self._admission
+        )
         self._parts.push_async_callback(self._listening.close)
         await self._listening.open(self._config.serve.listen, inherited=self._place.sockets)
         self.port = self._listening.port
@@ -210,6 +213,7 @@ class Service:
         if self._dispatching:
             self.outbox.hand_over_to(self.dispatcher.take)
         self.diagnosis = Diagnosis(self._operators_database)
+        self._admission = Admission(config.serve, self._turned_away)
         self.intake = Intake(
             batch=self.batch,
             clock=self.clock,
@@ -229,6 +233,10 @@ class Service:
         self.upkeep = Upkeep(self._tasks(), self.metrics)
         await self._adopt(config)
         self._parts.push_async_callback(self._close_partners)
+
+    def _turned_away(self, limit: str) -> None:
+        self.metrics.connections_refused.labels(limit).inc()
+        log_sparingly(LogEvent.CONNECTION_REFUSED, level="info", limit=f"serve.{limit}")
 
     # ── configuration ────────────────────────────────────────────────────────────────────────────
 
@@ -317,6 +325,7 @@ class Service:
         )
         self.retention = Retention(self._operators_database, self.partitions, keep)
         await self.intake.adopt(config, self._destinations)
+        self._admission.adopt(config.serve)
         self.silence.adopt(config, self._destinations)
         self._config = config
 

@@ -62,6 +62,11 @@ class Metrics:
         self.handshakes = self._counter(
             MetricName.HANDSHAKES, "Handshakes answered: what a sender asks before its first event.", "source"
         )
+        self.connections_refused = self._counter(
+            MetricName.CONNECTIONS_REFUSED,
+            "Connections closed at once, by the key of `serve` whose number was reached.",
+            "limit",
+        )
         self.request_seconds = self._crowded(
             MetricName.REQUEST_SECONDS, "From the first byte of a request's head to its answer.", QUICK, "source"
         )

@@ -47,6 +47,7 @@ class MetricName(StrEnum):
     REFUSED = "sluicegate_refused_total"
     UNROUTED = "sluicegate_unrouted_total"
     HANDSHAKES = "sluicegate_handshakes_total"
+    CONNECTIONS_REFUSED = "sluicegate_connections_refused_total"
     REQUEST_SECONDS = "sluicegate_request_seconds"
     DROPPED_KEYS = "sluicegate_dropped_keys_total"
     SECRET_USED = "sluicegate_secret_used_total"  # noqa: S105 — a name, not a secret
@@ -121,6 +122,7 @@ class LogEvent(StrEnum):
     EVENT_UNROUTED = "event.unrouted"
     DIAGNOSIS_BEGUN = "diagnosis.begun"
     HANDSHAKE_ANSWERED = "handshake.answered"
+    CONNECTION_REFUSED = "connection.refused"
     REQUEST_REFUSED = "request.refused"
     REQUEST_FAILED = "request.failed"
     KEYS_UNAVAILABLE = "keys.unavailable"  # an issuer does not answer; its old keys count for a day

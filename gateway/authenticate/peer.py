@@ -14,7 +14,7 @@ def client_address(peer: Address | None, forwarded: Sequence[str], trusted: Sequ
     here can reach, so that its header counts.  None means unknown, and whoever asks for an address refuses that.
     """
     if peer is not None:
-        peer = _unmapped(peer)
+        peer = unmapped(peer)
         if not _is_in(peer, trusted):
             return peer
     hops = [hop.strip() for header in forwarded for hop in header.split(",")]
@@ -33,12 +33,12 @@ def _address(hop: str) -> Address | None:
     elif hop.count(":") == 1:
         hop = hop.partition(":")[0]
     try:
-        return _unmapped(ip_address(hop))
+        return unmapped(ip_address(hop))
     except ValueError:
         return None
 
 
-def _unmapped(address: Address) -> Address:
+def unmapped(address: Address) -> Address:
     """`::ffff:10.0.0.1` is 10.0.0.1, wherever it is compared."""
     if isinstance(address, IPv6Address) and address.ipv4_mapped is not None:
         return address.ipv4_mapped
@@ -46,7 +46,7 @@ def _unmapped(address: Address) -> Address:
 
 
 def is_within(address: Address, networks: Sequence[Network]) -> bool:
-    return _is_in(_unmapped(address), networks)
+    return _is_in(unmapped(address), networks)
 
 
 def _is_in(address: Address, networks: Sequence[Network]) -> bool:
