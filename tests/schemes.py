@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from textwrap import indent
 from typing import Any
+from urllib.parse import parse_qsl, urlencode
 
 import standardwebhooks
 import stripe
@@ -76,13 +77,14 @@ def by_ourselves(source: AnySource, message: Message) -> Signed:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
     scheme: str  # as the table calls it
-    keys: str  # of its source; SECRETS stands for a list of secrets, KEYS for them by their ids
+    keys: str  # of its source; SECRETS stands for a list of secrets, KEYS for them by their ids, FIRST and OTHERS for two parts
     secrets: tuple[str, str, str]  # one, the next one, and that of somebody else
     signs: Callable[[AnySource, Message], Signed] = by_ourselves
     parts: Mapping[str, Callable[[Signed], Signed]] = field(default_factory=dict)  # that are signed: each changed
     signs_id: bool = False
     binds_source: bool = False  # a post counts for no other source, even with the same secret
     unsigned_id: str | None = None  # the header of an id that anyone can change
+    respelled: tuple[Callable[[Signed], Signed], ...] = ()  # what its signature does not tell apart
     oracles: tuple[Oracle, ...] = ()
 
     @property
@@ -92,8 +94,13 @@ class Row:
 
     def written(self, *secrets: str) -> str:
         """The source, with these for secrets: as YAML has them."""
-        by_id = ", ".join(f"{_id_of(secret)}: {secret}" for secret in secrets)
-        return self.keys.replace("SECRETS", f"[{', '.join(secrets)}]").replace("KEYS", f"{{{by_id}}}")
+        listed = {
+            "SECRETS": f"[{', '.join(secrets)}]",
+            "KEYS": "{" + ", ".join(f"{_id_of(secret)}: {secret}" for secret in secrets) + "}",
+            "FIRST": secrets[0],
+            "OTHERS": f"[{', '.join(secrets[1:])}]",
+        }
+        return re.sub("SECRETS|KEYS|FIRST|OTHERS", lambda found: listed[found[0]], self.keys)
 
     @property
     def environ(self) -> Mapping[str, str]:
@@ -150,6 +157,7 @@ def path(sent: Signed) -> Signed:
 # ── other people's code ──────────────────────────────────────────────────────────────────────────────
 
 JSON = {"content-type": "application/json"}
+FORM = {"content-type": "application/x-www-form-urlencoded"}
 
 
 def holds(check: Callable[[], object], *refusals: type[Exception]) -> bool:
@@ -215,6 +223,37 @@ def _twilio_signs(secret: str, message: Message) -> Signed:
 def _twilio_accepts(secret: str, sent: Signed) -> bool:
     url, given = PUBLIC_URL + sent.path, sent.headers["X-Twilio-Signature"]
     return bool(RequestValidator(secret).validate(url, sent.body.decode(), given))
+
+
+def _form(message: Message) -> bytes:
+    return urlencode(json.loads(message.body)).encode()
+
+
+def _as_a_form(source: AnySource, message: Message) -> Signed:
+    return by_ourselves(source, replace(message, body=_form(message)))
+
+
+def _twilio_signs_a_form(secret: str, message: Message) -> Signed:
+    signature = RequestValidator(secret).compute_signature(f"{PUBLIC_URL}/hooks/posts", json.loads(message.body))
+    return Signed("/hooks/posts", FORM | {"X-Twilio-Signature": signature}, _form(message))
+
+
+def _twilio_accepts_a_form(secret: str, sent: Signed) -> bool:
+    given, fields = sent.headers["X-Twilio-Signature"], dict(parse_qsl(sent.body.decode(), keep_blank_values=True))
+    return bool(RequestValidator(secret).validate(PUBLIC_URL + sent.path, fields, given))
+
+
+def _in_another_order(sent: Signed) -> Signed:
+    return replace(sent, body=b"&".join(reversed(sent.body.split(b"&"))))
+
+
+def _in_escapes(sent: Signed) -> Signed:
+    return replace(sent, body=sent.body.replace(b"k", b"%6B").replace(b"&", b"&&"))
+
+
+def _in_capitals(sent: Signed) -> Signed:
+    given = sent.headers["X-Signature"].removeprefix("sha256=")
+    return replace(sent, headers={**sent.headers, "X-Signature": f"sha256={given.upper()}"})
 
 
 RECORDED = tuple(
@@ -360,6 +399,7 @@ ROWS = (
         secrets=PLAIN,
         parts={"id": header("X-Delivery", lambda _: "msg_2"), "time": later("X-Timestamp"), "body": body},
         signs_id=True,
+        respelled=(_in_capitals,),
     ),
     Row(
         scheme="hmac, of URL and body",
@@ -417,6 +457,17 @@ ROWS = (
         oracles=(Oracle(name="twilio", signs=_twilio_signs, accepts=_twilio_accepts),),
     ),
     Row(
+        scheme="twilio, of a form",
+        keys="scheme: twilio\nformat: form\nsecrets: SECRETS",
+        secrets=PLAIN,
+        signs=_as_a_form,
+        parts={"path": path, "query": query, "body": body},
+        binds_source=True,
+        unsigned_id="I-Twilio-Idempotency-Token",
+        respelled=(_in_another_order, _in_escapes),
+        oracles=(Oracle(name="twilio", signs=_twilio_signs_a_form, accepts=_twilio_accepts_a_form),),
+    ),
+    Row(
         scheme="api-key",
         keys="scheme: api-key\nheader: X-Api-Key\nkeys: SECRETS",
         secrets=(f"one.{PLAIN[0]}", f"next.{PLAIN[1]}", f"other.{PLAIN[2]}"),
@@ -444,5 +495,10 @@ ROWS = (
         signs_id=True,
         binds_source=True,
         oracles=(_of_rfc_9421(algorithms.HMAC_SHA256, str.encode, str.encode),),
+    ),
+    Row(
+        scheme="odoo-native",
+        keys="scheme: odoo-native\ntoken: FIRST\nothers: OTHERS",
+        secrets=PLAIN,
     ),
 )

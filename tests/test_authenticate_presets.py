@@ -306,6 +306,7 @@ async def test_a_form_of_twilio_that_is_written_otherwise_is_the_same_post() -> 
     url = PUBLIC_URL + OF_TWILIO
     first = await called(url + "B" + "odyhello" + "Sid1", b"B=odyhello&Sid=1")
     assert isinstance(first, Caller)
+    assert first.signed is not None
     for form in (b"Body=hello&Sid=1", b"Sid=1&B=odyhello", b"&Sid=%31&&Bo=dyhello", b"B=odyhello&Sid=1&Sid=1"):
         answer = await called(url + "Bodyhello" + "Sid1", form)
         assert answer == first, form

@@ -30,6 +30,7 @@ from observability.metrics import Metrics
 from tests.conftest import TEMPLATE, made_of
 from tests.door import PUBLIC_URL, presented
 from tests.schemes import JSON, ROWS, Message, Oracle, Row, by_ourselves
+from tests.wire import connected, post
 
 PAGE = Path(__file__).parent.parent / "docs/reference/schemes.md"
 NOW = int(time.time())
@@ -109,9 +110,9 @@ async def what_they_sign_we_accept(row: Row, _: Door) -> str:
         for body in BODIES if oracle.signs else ():
             sent = oracle.signs(row.secrets[0], message(body))
             assert isinstance(await ask(row.source(row.references[0], name="posts"), sent), Caller), oracle.name
-        for post in oracle.signed:
-            by_them = replace(row, secrets=(post.secret, *row.secrets[1:]))
-            answer = await ask(by_them.source(row.references[0], name="posts"), post.sent, at=post.at)
+        for recorded in oracle.signed:
+            by_them = replace(row, secrets=(recorded.secret, *row.secrets[1:]))
+            answer = await ask(by_them.source(row.references[0], name="posts"), recorded.sent, at=recorded.at)
             assert isinstance(answer, Caller), oracle.name
     return names_of(oracles)
 
@@ -153,7 +154,7 @@ async def place(row: Row, sent: Signed, *secrets: str) -> int | None:
 
 
 async def posted_again_it_is_the_same_event(row: Row, door: Door) -> str:
-    """As it was, many times at once or later, and signed anew at another time, as senders do who hear no answer; whatever an unsigned id says."""
+    """As it was, many times at once or later; signed anew at another time, as senders do who hear no answer; spelled otherwise."""
     first = message()
     source = row.source(row.references[0])
     sent = row.signs(source, first)
@@ -163,6 +164,9 @@ async def posted_again_it_is_the_same_event(row: Row, door: Door) -> str:
     same = [sent, row.signs(source, replace(first, at=first.at + 20))]
     if row.unsigned_id:
         same += [replace(sent, headers={**sent.headers, row.unsigned_id: uuid4().hex}) for _ in range(2)]
+    for respelled in (respell(sent) for respell in row.respelled):
+        assert respelled != sent
+        same.append(respelled)
     for again in same:
         assert await door.post(again) == (200, {"id": told["id"], "duplicate": True})
     if row.signs_id:
@@ -219,6 +223,9 @@ COLUMNS: dict[str, Check] = {
     "refused when it was changed": each_part_that_is_signed_is_refused_when_it_was_changed,
 }
 CELLS: dict[tuple[str, str], str] = {}
+STANDARD, SLACK, STRIPE, TWILIO = (
+    next(row for row in ROWS if row.scheme == name) for name in ("standard-webhooks", "slack", "stripe", "twilio")
+)
 
 
 @pytest.mark.parametrize("column", COLUMNS)
@@ -253,11 +260,23 @@ async def test_the_page_says_what_these_tests_found(door: Door) -> None:
     assert PAGE.read_text() == page, "run `DOCS=1 pytest tests/test_schemes.py`"
 
 
-# ── where we are stricter than they are, and why ─────────────────────────────────────────────────────
+@pytest.mark.asyncio(loop_scope="module")
+async def test_a_signed_url_is_verified_as_it_went_over_the_wire(door: Door) -> None:
+    """Not sorted, not decoded, not encoded anew, and never by the Host header; a target that is a whole URL is none."""
+    target = f"/hooks/{TWILIO.name}?z=1&b=a+b%27c&a=%c3%A9~"
+    sent = TWILIO.signs(TWILIO.source(TWILIO.references[0]), message())
+    path = f"{target}&{sent.path.partition('?')[2]}"
+    signature = RequestValidator(TWILIO.secrets[0]).compute_signature(PUBLIC_URL + path, {})
+    headers = {**JSON, "X-Twilio-Signature": signature}
+    for changed in (path.replace("+", "%20"), path.replace("z=1&b", "b"), path.replace("%c3", "%C3"), path + "&"):
+        assert (await door.post(Signed(changed, headers, sent.body)))[0] == 401, changed
+    assert (await door.post(Signed(path, headers | {"Host": "attacker.example"}, sent.body)))[0] == 202
+    async with connected(int(door.address.rpartition(":")[2])) as line:
+        answer = await line.ask(post(sent.body, headers, f"{PUBLIC_URL}{path}"))
+        assert answer.status == 401
 
-STANDARD, SLACK, STRIPE, TWILIO = (
-    next(row for row in ROWS if row.scheme == name) for name in ("standard-webhooks", "slack", "stripe", "twilio")
-)
+
+# ── where we are stricter than they are, and why ─────────────────────────────────────────────────────
 
 
 def by_library(**changes: str) -> dict[str, str]:
