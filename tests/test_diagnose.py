@@ -29,9 +29,14 @@ TEXT_OF_HEX = b"what-it-is-the-hex-of-32-bytes-0".hex()
 SOURCES = """
   meter: {scheme: hmac, header: X-Signature, prefix: "sha256=", signed: "{timestamp}.{body}", timestamp: X-Timestamp, tolerance: 5m, secrets: [env:METER], accepts: [purchase-order]}
   coded: {scheme: hmac, header: X-Signature, encoding: base64, secrets: [env:CODED, env:HEXED], accepts: [purchase-order]}
+  stripe: {scheme: stripe, secrets: [env:METER], accepts: [purchase-order]}
+  twilio: {scheme: twilio, secrets: [env:METER], format: form, accepts: [purchase-order]}
+  placed: {scheme: hmac, header: X-Signature, signed: "{url}.{body}", secrets: [env:METER], accepts: [purchase-order]}
   keyed: {scheme: api-key, header: X-Key, keys: [env:API_KEY], accepts: [purchase-order]}
 """
-CONFIGURATION = way.CONFIGURATION.replace("sources:\n", "sources:" + SOURCES.replace("{", "{{").replace("}", "}}"))
+CONFIGURATION = way.CONFIGURATION.replace(
+    'serve: {{listen: "127.0.0.1:0"}}', 'serve: {{listen: "127.0.0.1:0", public_url: "https://hooks.example/in"}}'
+).replace("sources:\n", "sources:" + SOURCES.replace("{", "{{").replace("}", "}}"))
 
 
 @dataclass
@@ -74,7 +79,7 @@ async def watching(
 
 
 async def refused(program: Program, source: str, body: bytes, **headers: str) -> None:
-    told = {"Content-Type": "application/json", **{name.replace("_", "-"): value for name, value in headers.items()}}
+    told = {"Content-Type": "application/json"} | {name.replace("_", "-"): value for name, value in headers.items()}
     async with program.session.post(f"{program.address}/hooks/{source}", data=body, headers=told) as answer:
         assert answer.status == 401
         assert await answer.json(content_type=None) == {
@@ -150,6 +155,43 @@ async def test_a_secret_of_standard_webhooks_that_was_not_decoded_is_named(
     signature = "v1," + base64.b64encode(mac(key, f"msg_1.{stamp}.".encode() + BODY)).decode()
     async with watching(program, "odoo") as here:
         await refused(program, "odoo", BODY, webhook_id="msg_1", webhook_timestamp=stamp, webhook_signature=signature)
+        assert told in (await here.first()).mistakes[0]
+
+
+async def test_a_body_that_was_written_anew_is_named_for_stripe_too(program: Program) -> None:
+    stamp = str(int(time.time()))
+    signature = mac(METER.encode(), f"{stamp}.".encode() + WRITTEN_ANEW).hex()
+    async with watching(program, "stripe") as here:
+        await refused(program, "stripe", BODY, Stripe_Signature=f"t={stamp},v1={signature}")
+        found = await here.first()
+    assert "a body that was written anew" in found.mistakes[0]
+    assert found.clock == pytest.approx(0, abs=5)
+
+
+@pytest.mark.parametrize(
+    ("url", "told"),
+    [
+        ("http://hooks.example/in", "signed for http://, and serve.public_url says https://"),
+        ("https://HOST/in", "signed for the host that the request names, and serve.public_url says another"),
+        ("http://HOST/in", "signed for http:// and the host that the request names"),
+        ("https://hooks.example", "without the path before it that serve.public_url has"),
+    ],
+)
+@pytest.mark.parametrize("source", ["twilio", "placed"])
+async def test_a_url_that_the_sender_sees_otherwise_is_named(
+    program: Program, source: str, url: str, told: str
+) -> None:
+    url = url.replace("HOST", program.address.removeprefix("http://"))
+    async with watching(program, source) as here:
+        if source == "placed":
+            signature = mac(METER.encode(), f"{url}/hooks/placed.".encode() + BODY).hex()
+            await refused(program, "placed", BODY, X_Signature=signature)
+        else:
+            signed = hmac.new(METER.encode(), f"{url}/hooks/twilioBodyhello".encode(), hashlib.sha1).digest()
+            form = {"Content-Type": "application/x-www-form-urlencoded"}
+            await refused(
+                program, "twilio", b"Body=hello", X_Twilio_Signature=base64.b64encode(signed).decode(), **form
+            )
         assert told in (await here.first()).mistakes[0]
 
 

@@ -18,6 +18,7 @@ from tests.serving import Program
 SECRET = "handshake-secret-of-32-bytes-000"
 SOURCES = """
   slack: {scheme: hmac, header: X-Slack-Signature, prefix: "v0=", signed: "v0:{timestamp}:{body}", timestamp: X-Slack-Request-Timestamp, tolerance: 5m, handshake: slack, secrets: [env:HAND], accepts: [purchase-order]}
+  preset: {scheme: slack, handshake: slack, secrets: [env:HAND], accepts: [purchase-order]}
   graph: {scheme: odoo-native, token: env:GRAPH_TOKEN, handshake: microsoft-graph, accepts: [purchase-order]}
   inside: {scheme: odoo-native, token: env:GRAPH_TOKEN, handshake: microsoft-graph, from: [10.1.0.0/16], accepts: [purchase-order]}
   zoom: {scheme: hmac, header: x-zm-signature, prefix: "v0=", signed: "v0:{timestamp}:{body}", timestamp: x-zm-request-timestamp, tolerance: 5m, handshake: zoom, secrets: [env:OTHER, env:HAND], accepts: [purchase-order]}
@@ -51,6 +52,7 @@ def signed(source: str, body: bytes, key: str = SECRET) -> Mapping[str, str]:
     timed = f"v0={mac(f'v0:{now}:'.encode() + body).hex()}"
     return {
         "slack": {"X-Slack-Signature": timed, "X-Slack-Request-Timestamp": now},
+        "preset": {"X-Slack-Signature": timed, "X-Slack-Request-Timestamp": now},
         "zoom": {"x-zm-signature": timed, "x-zm-request-timestamp": now},
         "xero": {"x-xero-signature": base64.b64encode(mac(body)).decode()},
     }.get(source, {"X-Signature": mac(body).hex()})
@@ -80,12 +82,13 @@ def is_harmless(answer: ClientResponse) -> bool:
     return answer.headers["X-Content-Type-Options"] == "nosniff" and answer.content_type == "text/plain"
 
 
-async def test_slack_hears_its_challenge(program: Program) -> None:
-    answer, text = await asked(program, "slack", {"type": "url_verification", "token": "x", "challenge": "3eZbrw1aB"})
+@pytest.mark.parametrize("source", ["slack", "preset"])
+async def test_slack_hears_its_challenge(program: Program, source: str) -> None:
+    answer, text = await asked(program, source, {"type": "url_verification", "token": "x", "challenge": "3eZbrw1aB"})
     assert (answer.status, text) == (200, "3eZbrw1aB")
     assert is_harmless(answer)
     assert await events(program) == []
-    assert await counted(program, "slack") == 1
+    assert await counted(program, source) == 1
 
 
 async def test_microsoft_graph_hears_its_token_before_it_has_signed_anything(program: Program) -> None:

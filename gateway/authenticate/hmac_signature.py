@@ -98,11 +98,12 @@ class HmacScheme:
         if isinstance(given, Unauthorized):
             return None
         values = dict(zip(self._headers, given, strict=True))
-        url = b"" if self._public_url is None else presented.url(self._public_url)
-        if isinstance(url, Unauthorized):
-            return None
+        public_url = self._public_url
 
-        def message(body: bytes, timestamp: str) -> bytes:
+        def signed(body: bytes, timestamp: str, at: str | None) -> bytes | None:
+            url = b"" if at is None else presented.url(at)
+            if isinstance(url, Unauthorized):
+                return None
             said = values | {"timestamp": timestamp}
             return self._message({name: value.encode() for name, value in said.items()} | {"body": body, "url": url})
 
@@ -115,7 +116,12 @@ class HmacScheme:
             given=[values["signature"]],
             body=presented.body,
             timestamp=values.get("timestamp"),
-            message=message,
+            message=lambda body, timestamp: signed(body, timestamp, public_url) or b"",
+            elsewhere=None
+            if public_url is None
+            else lambda url: signed(presented.body, values.get("timestamp", ""), url),
+            public_url=public_url or "",
+            host=presented.headers.get("Host", ""),
         )
 
     async def close(self) -> None:

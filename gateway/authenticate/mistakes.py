@@ -28,11 +28,18 @@ class Signing:
     body: bytes
     timestamp: str | None
     message: Callable[[bytes, str], bytes]  # what is signed, of a body and a timestamp
+    elsewhere: Callable[[str], bytes | None] | None = None  # what would be, if `serve.public_url` were this; with a URL
+    public_url: str = ""
+    host: str = ""  # that the request names
 
     def verifies(self, *, key: bytes | None = None, body: bytes | None = None, timestamp: str | None = None) -> bool:
         """Whether any signature is right in any form, if this one thing were different."""
         keys = [key] if key is not None else [self.key_of(secret) for secret in self.secrets]
         message = self.message(self.body if body is None else body, timestamp or self.timestamp or "")
+        return self.signs(message, keys)
+
+    def signs(self, message: bytes, keys: Sequence[bytes] | None = None) -> bool:
+        keys = [self.key_of(secret) for secret in self.secrets] if keys is None else keys
         return any(self.mac(key, message) in found for key in keys for found in map(forms, self.given))
 
     def is_right(self) -> bool:
@@ -63,7 +70,7 @@ def mistakes(signing: Signing) -> list[str]:
         return ["the signature is right: what is wrong is its time or its id"]
     if signing.verifies():
         return list(_about_form(signing))
-    found = [*_about_secret(signing), *_about_body(signing), *_about_time(signing)]
+    found = [*_about_secret(signing), *_about_url(signing), *_about_body(signing), *_about_time(signing)]
     return found or [
         "none of the common mistakes: another secret, another message, or a body that was changed on its way"
     ]
@@ -115,6 +122,27 @@ def _about_secret(signing: Signing) -> Iterator[str]:
             if key != signing.key_of(secret) and signing.verifies(key=key):
                 yield sentence
                 return
+
+
+def _about_url(signing: Signing) -> Iterator[str]:
+    if signing.elsewhere is None:
+        return
+    scheme, _, rest = signing.public_url.partition("://")
+    place, _, path = rest.partition("/")
+    host = place.partition(":")[0]
+    other = "http" if scheme == "https" else "https"
+    tried = {
+        f"signed for {other}://, and serve.public_url says {scheme}://": f"{other}://{rest}",
+        "signed for the host that the request names, and serve.public_url says another": f"{scheme}://{signing.host}/{path}",
+        f"signed for {other}:// and the host that the request names": f"{other}://{signing.host}/{path}",
+        "signed for the host without its port": f"{scheme}://{host}/{path}",
+        "signed for the host without the path before it that serve.public_url has": f"{scheme}://{place}",
+    }
+    for sentence, url in tried.items():
+        message = signing.elsewhere(url.rstrip("/"))
+        if message is not None and signing.signs(message):
+            yield sentence
+            return
 
 
 def _about_body(signing: Signing) -> Iterator[str]:

@@ -57,7 +57,7 @@ class StandardWebhooksScheme:
 
     def signing(self, presented: Presented) -> Signing | None:
         given = presented.once("webhook-id", "webhook-timestamp", "webhook-signature")
-        if isinstance(given, Unauthorized):
+        if isinstance(given, Unauthorized) or not self._secrets:
             return None
         message_id, timestamp, signatures = given
         return Signing(

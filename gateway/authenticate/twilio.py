@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from urllib.parse import unquote_to_bytes, urlsplit
 
 from connectors.mac import Mac
+from gateway.authenticate.mistakes import Signing
 from gateway.authenticate.presented import Caller, Presented, Reason, Unauthorized
 from gateway.authenticate.timed_keys import TimedKeys
 from gateway.config_sections import Twilio
@@ -28,6 +29,8 @@ class TwilioScheme:
         self._keys = TimedKeys(source.secrets, lambda secret: Mac(secret.bytes, source.algorithm))
         self._is_form = media_of(source) is FORM
         self._public_urls = tuple(_with_and_without_port(public_url or ""))
+        self._public_url, self._algorithm = public_url or "", source.algorithm
+        self._secrets = [timed.secret for timed in source.secrets]
 
     async def authenticate(self, presented: Presented) -> Caller | Unauthorized:
         given = presented.once("X-Twilio-Signature")
@@ -62,6 +65,30 @@ class TwilioScheme:
         if verified is None:
             return Unauthorized(Reason.WRONG_SIGNATURE)
         return Caller(signed_id=None, secret=verified, signed=hashlib.sha256(messages[0]).digest())
+
+    def signing(self, presented: Presented) -> Signing | None:
+        given = presented.once("X-Twilio-Signature")
+        if isinstance(given, Unauthorized):
+            return None
+
+        def signed(url: str, body: bytes) -> bytes | None:
+            at = presented.url(url)
+            return None if isinstance(at, Unauthorized) else at + (sorted_fields(body) if self._is_form else b"")
+
+        return Signing(
+            secrets=[secret.reveal() for secret in self._secrets],
+            key_of=str.encode,
+            algorithm=self._algorithm,
+            encoding="base64",
+            prefix="",
+            given=given,
+            body=presented.body,
+            timestamp=None,
+            message=lambda body, _: signed(self._public_url, body) or b"",
+            elsewhere=lambda url: signed(url, presented.body),
+            public_url=self._public_url,
+            host=presented.headers.get("Host", ""),
+        )
 
     async def close(self) -> None:
         """Holds nothing."""
