@@ -123,6 +123,13 @@ class Program:
         async with self.session.request(method, f"{self.address}/api/v1{path}", json=body, headers=headers) as answer:
             return answer.status, await answer.json(content_type=None)
 
+    def metric(self, sample: str) -> float | None:
+        """The value of a sample, as `name{labels}`; None where there is none."""
+        for line in self.service.metrics.render().decode().splitlines():
+            if line.startswith(f"{sample} "):
+                return float(line.rpartition(" ")[2])
+        return None
+
     async def delivery(self, event: str) -> dict:
         _, told = await self.api("GET", f"/events/{event}")
         return told["deliveries"][0]

@@ -8,9 +8,11 @@ import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from zoneinfo import ZoneInfo
 
+import pytest
 import pytest_asyncio
 
 from outbox.announcements import Announcements
@@ -243,9 +245,7 @@ async def test_who_is_routed_to_is_told_of_a_silence_and_of_its_end(
         _, told = await program.api("GET", "/expectations", role="viewer")
         [line] = [line for line in told["sources"] if line["facility"] == "north"]
         assert (line["name"], line["state"]) == ("odoo", "silent")
-        assert (
-            'sluicegate_source_silent{facility="north",source="odoo"} 1.0' in program.service.metrics.render().decode()
-        )
+        assert program.metric('sluicegate_source_silent{facility="north",source="odoo"}') == 1
         assert (await program.post(order(id=2), id="msg_2"))[0] == 202
         assert (await program.post(order(id=2), id="msg_2"))[0] == 200  # seen before is a sign of life, too
         await program.service.heard.flush()
@@ -260,6 +260,70 @@ async def test_who_is_routed_to_is_told_of_a_silence_and_of_its_end(
             "every": "1h",
         }
         assert await database.fetchval("SELECT count(*) FROM announcements") == 0
+
+
+async def test_the_metrics_say_how_long_ago_each_facility_was_heard_and_not_before_it_was(
+    tmp_path: Path, dsn: str, desk: Partner, database: Database
+) -> None:
+    watch, heard = Watch(database), 'sluicegate_source_heard_seconds{facility="north",source="odoo"}'
+    async with watched(tmp_path, dsn, desk) as program:
+        await program.service.silence.watch()
+        assert program.metric(heard) is None
+        assert (await program.post(order(id=1)))[0] == 202
+        await program.service.heard.flush()
+        await program.service.silence.watch()
+        assert program.metric(heard) == pytest.approx(0, abs=60)
+        await watch.pass_by(2 * HOUR)
+        await program.service.silence.watch()
+        assert program.metric(heard) == pytest.approx(7200, abs=60)
+
+
+async def test_the_metrics_say_how_many_numbers_are_missing_until_they_come(
+    tmp_path: Path, dsn: str, desk: Partner
+) -> None:
+    async with watched(tmp_path, dsn, desk) as program:
+
+        async def told() -> float | None:
+            await program.service.silence.watch()
+            return program.metric('sluicegate_sequence_missing{facility="north",source="odoo"}')
+
+        async def is_told(missing: int) -> bool:
+            return await told() == missing
+
+        assert await told() is None
+        for number, missing in ((1, 0), (5, 3), (3, 2), (2, 1), (4, 0)):
+            assert (await program.post(order(id=number)))[0] == 202
+            await until(partial(is_told, missing))
+
+
+async def test_the_metrics_say_who_is_late_and_how_old_the_oldest_is_that_is_not_held(
+    tmp_path: Path, dsn: str, desk: Partner, database: Database
+) -> None:
+    async with watched(tmp_path, dsn, desk) as program:
+
+        async def told() -> tuple[float | None, float | None]:
+            await program.service._report()
+            return (
+                program.metric('sluicegate_destination_late{destination="approvers"}'),
+                program.metric('sluicegate_oldest_waiting_seconds{destination="approvers"}'),
+            )
+
+        async def is_nothing_waiting() -> bool:
+            return await database.fetchval("SELECT count(*) FROM pending") == 0
+
+        approvers = program.service._destinations["approvers"].id
+        assert await told() == (0, 0)
+        assert (await program.api("POST", "/destinations/approvers/hold", {"reason": "a test"}))[0] == 200
+        await until(lambda: program.service.dispatcher._gates[approvers].held(program.service.clock.now()))
+        assert (await program.post(order(id=1)))[0] == 202
+        await database.execute("UPDATE pending SET owed_since = owed_since - interval '1 hour'")
+        assert await told() == (1, None)
+        desk.mood = lambda _: 503
+        assert (await program.api("POST", "/destinations/approvers/release", {"reason": "a test"}))[0] == 200
+        assert await told() == (1, pytest.approx(3600, abs=60))
+        desk.mood = lambda _: 200
+        await until(is_nothing_waiting)
+        assert await told() == (0, 0)
 
 
 async def test_what_was_not_told_before_a_crash_is_told_afterwards_and_once(
