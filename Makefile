@@ -4,6 +4,7 @@
 #   make test    everything: style, types, the direction of imports, and the tests on a real Postgres
 #   make bench   the figures, each as a ratio to a limit taken in the same run (ALL=1 ONLY=name ROUNDS=n DOCS=1)
 #   make chaos   everything that can go wrong, made to go wrong: nothing may be lost (ONLY=7 SEED=3 ROUNDS=2)
+#   make fuzz    100,000 requests that were tampered with, against the program itself (REQUESTS=n SEED=3)
 
 PYTHON ?= $(shell for p in python3.14 python3.13 python3.12 python3.11 python3 python; do \
 	command -v $$p >/dev/null 2>&1 && $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && command -v $$p && break; done)
@@ -17,7 +18,7 @@ export UV_COMPILE_BYTECODE := 1
 export UV_PYTHON_DOWNLOADS := never
 export UV_SYSTEM_CERTS := true
 
-.PHONY: run test lint types bench chaos build clean
+.PHONY: run test lint types bench chaos fuzz build clean
 .DEFAULT_GOAL := run
 
 run: .venv/ready
@@ -42,6 +43,9 @@ chaos: .venv/ready
 	$(BIN)/python -m chaos $(if $(ONLY),--only "$(ONLY)") $(if $(SEED),--seed $(SEED)) $(if $(ROUNDS),--rounds $(ROUNDS)) $(if $(DOCS),--docs) || status=$$?; \
 	$(if $(ONLY),,HYPOTHESIS_PROFILE=deep $(BIN)/pytest -q tests/test_outbox_model.py || status=$$?;) \
 	exit $$status
+
+fuzz: .venv/ready
+	@FUZZ_REQUESTS=$(or $(REQUESTS),100000) FUZZ_SEED=$(or $(SEED),1) $(BIN)/pytest -q -s tests/test_fuzz.py
 
 build: .venv/ready
 	$(UV) build --quiet --wheel --out-dir dist
