@@ -32,7 +32,7 @@ async def test_the_running_service_keeps_at_its_tasks(program: Program) -> None:
     """The one that is due first is seen to run by itself; the others are on the same list."""
     await until(lambda: runs(program).get("refusals", 0) >= 2)
     names = {task.name for task in program.service.upkeep.tasks}
-    about_others = {"primary", "fleet", "heard", "silence"}
+    about_others = {"primary", "fleet", "heard", "silence", "secrets", "renewal"}
     assert names == {"clock", "partitions", "retention", "tally", "proof", "books", "refusals"} | about_others
     assert len(program.service.upkeep._running) == len(names)
 
