@@ -264,9 +264,12 @@ class Service:
 
     async def _renew_secrets(self) -> None:
         """Take those that have changed, by the configuration as it was read; what else the file says by now waits for SIGHUP."""
+        before = self._config
+        renewed = await self.renewal.look(before)  # as long as it takes: who reloads meanwhile is not held up
+        if renewed is None:
+            return
         async with self._taking:
-            before = self._config
-            if (renewed := await self.renewal.look(before)) and await self._take(renewed):
+            if self._config is before and await self._take(renewed):
                 self.renewal.took(before, renewed)
 
     async def _take(self, config: Config) -> bool:
