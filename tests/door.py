@@ -92,9 +92,10 @@ def presented(
     at: float = NOW,
     token: str | None = None,
     target: str = "/hooks/posts",
+    vouched: bool = False,
 ) -> Presented:
     proxy = CIMultiDictProxy(CIMultiDict(headers))
-    return Presented(headers=proxy, body=body, target=target, token=token, peer=None, at=at)
+    return Presented(headers=proxy, body=body, target=target, token=token, peer=None, at=at, vouched=vouched)
 
 
 KINDS = "type: code, pattern: '[a-z_]+([.][a-z_]+)*'"

@@ -10,11 +10,16 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from functools import cache
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from textwrap import indent
+from threading import Thread
 from typing import Any
 from urllib.parse import parse_qsl, urlencode
 
+import joserfc.jwt
+import jwt
 import standardwebhooks
 import stripe
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -26,17 +31,21 @@ from http_message_signatures import (
     HTTPSignatureKeyResolver,
     algorithms,
 )
+from joserfc.errors import JoseError
+from joserfc.jwk import ECKey
 from slack_sdk.signature import SignatureVerifier
 from svix.webhooks import Webhook as Svix
 from twilio.request_validator import RequestValidator
 
 from gateway import send
 from gateway.authenticate import http_signature
-from gateway.config import StandardWebhooks
-from gateway.config_sections import AnySource, HttpSignature
+from gateway.config import Jwt, StandardWebhooks
+from gateway.config_sections import AnySource, ClientCert, HttpSignature
 from gateway.send import Signed
 from tests import octokit
 from tests.door import PUBLIC_URL, configured, presented, whsec
+from tests.test_authenticate_client_cert import certificate, spki
+from tests.test_authenticate_client_cert import told as told_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,11 +86,12 @@ def by_ourselves(source: AnySource, message: Message) -> Signed:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
     scheme: str  # as the table calls it
-    keys: str  # of its source; SECRETS stands for a list of secrets, KEYS for them by their ids, FIRST and OTHERS for two parts
+    keys: str  # of its source; SECRETS stands for a list of secrets, KEYS for them by their ids, FIRST and OTHERS for two parts, PINS and PUBLISHED for the keys of those that count
     secrets: tuple[str, str, str]  # one, the next one, and that of somebody else
     signs: Callable[[AnySource, Message], Signed] = by_ourselves
     parts: Mapping[str, Callable[[Signed], Signed]] = field(default_factory=dict)  # that are signed: each changed
     signs_id: bool = False
+    tells_which: bool = True  # of its secrets has verified
     binds_source: bool = False  # a post counts for no other source, even with the same secret
     unsigned_id: str | None = None  # the header of an id that anyone can change
     respelled: tuple[Callable[[Signed], Signed], ...] = ()  # what its signature does not tell apart
@@ -99,8 +109,10 @@ class Row:
             "KEYS": "{" + ", ".join(f"{_id_of(secret)}: {secret}" for secret in secrets) + "}",
             "FIRST": secrets[0],
             "OTHERS": f"[{', '.join(secrets[1:])}]",
+            "PINS": json.dumps([spki(PRIVATE[_id_of(secret)]) for secret in secrets if not secret.startswith("{")]),
+            "PUBLISHED": "+".join(_id_of(secret) for secret in secrets if not secret.startswith("{")),
         }
-        return re.sub("SECRETS|KEYS|FIRST|OTHERS", lambda found: listed[found[0]], self.keys)
+        return re.sub("SECRETS|KEYS|FIRST|OTHERS|PINS|PUBLISHED", lambda found: listed[found[0]], self.keys)
 
     @property
     def environ(self) -> Mapping[str, str]:
@@ -114,7 +126,9 @@ class Row:
     def source(self, *secrets: str, name: str | None = None) -> AnySource:
         name = name or self.name
         text = f"{name}:\n" + indent(f"accepts: [only]\n{self.written(*secrets)}", "  ") + "\n"
-        return configured(sources=text, serve=f"public_url: {PUBLIC_URL}\n", environ=self.environ).sources[name]
+        return configured(
+            sources=text, serve=f"public_url: {PUBLIC_URL}\ntrusted_proxies: [127.0.0.1]\n", environ=self.environ
+        ).sources[name]
 
 
 SECRETS = ("one", "next", "other")
@@ -351,6 +365,78 @@ def _by_rfc_9421(source: AnySource, message: Message) -> Signed:
     return replace(sent, headers={**sent.headers, **told})
 
 
+class _Issuer(BaseHTTPRequestHandler):
+    """Publishes the keys that the path names: /one+next."""
+
+    def do_GET(self) -> None:
+        keys = [_JWKS[name].as_dict(private=False) for name in self.path.strip("/").split("+") if name]
+        answer = json.dumps({"keys": keys}).encode()
+        self.send_response(200)
+        self.send_header("content-length", str(len(answer)))
+        self.end_headers()
+        self.wfile.write(answer)
+
+    def log_message(self, *_: object) -> None:
+        """Says nothing."""
+
+
+@cache
+def issuer() -> str:
+    """Its address; it is there as long as the tests."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), _Issuer)
+    Thread(target=server.serve_forever, daemon=True).start()
+    return f"http://127.0.0.1:{server.server_port}"
+
+
+_JWKS = {name: ECKey.generate_key("P-256", {"kid": name, "use": "sig", "alg": "ES256"}) for name in SECRETS}
+
+
+def _claims(message: Message) -> dict[str, Any]:
+    times = {"iat": message.at, "exp": message.at + 240}
+    return {"iss": "us", "aud": "them", "jti": message.id, "sha256": hashlib.sha256(message.body).hexdigest(), **times}
+
+
+def _bearing(token: str, message: Message, source: str = "posts") -> Signed:
+    return Signed(f"/hooks/{source}", {**JSON, "authorization": f"Bearer {token}"}, message.body)
+
+
+def _joserfc_signs(name: str, message: Message) -> Signed:
+    head = {"alg": "ES256", "typ": "JWT", "kid": name}
+    return _bearing(joserfc.jwt.encode(head, _claims(message), _JWKS[name]), message)
+
+
+def _joserfc_accepts(name: str, sent: Signed) -> bool:
+    token = sent.headers["authorization"].removeprefix("Bearer ")
+    return holds(lambda: joserfc.jwt.decode(token, _JWKS[name], algorithms=["ES256"]), JoseError)
+
+
+def _by_pyjwt(source: AnySource, message: Message) -> Signed:
+    assert isinstance(source, Jwt)
+    name = source.jwks.rpartition("/")[2]
+    private = _JWKS[name].as_pem(private=True)
+    token = jwt.encode(_claims(message), private, algorithm="ES256", headers={"kid": name})
+    return _bearing(token, message, source.name)
+
+
+def claim(name: str, value: object) -> Callable[[Signed], Signed]:
+    """Another value of it, under the signature of the first."""
+
+    def change(bearer: str) -> str:
+        head, claims, signature = bearer.removeprefix("Bearer ").split(".")
+        told = json.loads(base64.urlsafe_b64decode(claims + "=="))
+        other = base64.urlsafe_b64encode(json.dumps({**told, name: value}).encode()).decode().rstrip("=")
+        return f"Bearer {head}.{other}.{signature}"
+
+    return header("authorization", change)
+
+
+def _by_proxy(source: AnySource, message: Message) -> Signed:
+    """As a proxy tells of the certificate of who holds one of the private keys."""
+    assert isinstance(source, ClientCert)
+    der = certificate(next(key for key in PRIVATE.values() if spki(key) in source.spki))
+    return Signed(f"/hooks/{source.name}", {**JSON, "client-cert": told_of(der)}, message.body)
+
+
 # ── the rows ─────────────────────────────────────────────────────────────────────────────────────────
 
 PLAIN = ("one-secret-of-32-bytes-000000000", "next-secret-of-32-bytes-00000000", "other-secret-of-32-bytes-0000000")
@@ -500,5 +586,22 @@ ROWS = (
         scheme="odoo-native",
         keys="scheme: odoo-native\ntoken: FIRST\nothers: OTHERS",
         secrets=PLAIN,
+    ),
+    Row(
+        scheme="jwt, with a hash of the body",
+        keys=f"scheme: jwt\nissuer: us\naudience: them\njwks: {issuer()}/PUBLISHED\nallow: [127.0.0.1/32]\nbody_hash: sha256",
+        secrets=SECRETS,
+        signs=_by_pyjwt,
+        parts={"id": claim("jti", "msg_2"), "time": claim("exp", 4102444800), "body": body},
+        signs_id=True,
+        tells_which=False,
+        oracles=(Oracle(name="joserfc", signs=_joserfc_signs, accepts=_joserfc_accepts),),
+    ),
+    Row(
+        scheme="client-cert",
+        keys="scheme: client-cert\nspki: PINS",
+        secrets=SECRETS,
+        signs=_by_proxy,
+        tells_which=False,
     ),
 )
