@@ -14,6 +14,8 @@ from typing import Any
 
 from aiohttp.abc import AbstractResolver, ResolveResult
 
+from connectors.proxy import Proxy
+
 Address = IPv4Address | IPv6Address
 Networks = tuple[IPv4Network | IPv6Network, ...]
 AddressInfo = tuple[int, int, int, str, tuple[Any, ...]]  # as getaddrinfo answers
@@ -52,8 +54,10 @@ class EgressDenied(OSError):  # noqa: N818  # what happened, in one word
 class Egress:
     """The networks in `allow`, and only those; without any, the public internet."""
 
-    def __init__(self, allow: Sequence[IPv4Network | IPv6Network] = ()) -> None:
+    def __init__(self, allow: Sequence[IPv4Network | IPv6Network] = (), proxy: Proxy | None = None) -> None:
+        """Through `proxy`, whose own address is what the configuration says, `connect` alone leads out."""
         self._allow = tuple(allow)
+        self._proxy = proxy
 
     def permits(self, address: str) -> bool:
         """Every face of an address must be permitted: itself, and the IPv4 address that it tunnels to."""
@@ -67,9 +71,13 @@ class Egress:
 
     def connect(self, address: tuple[str, int], timeout: float) -> socket.socket:
         """Connects a blocking socket to the first address of a host that is permitted and answers."""
+        if self._proxy and self._proxy.resolves and not _is_literal(address[0]):
+            return self._proxy.tunnel(*address, timeout)
         failure: OSError | None = None
         for info in _resolve(*address, socket.AF_UNSPEC):
             try:
+                if self._proxy:
+                    return self._tunnel(self._proxy, info, timeout)
                 connection = self.socket_for(info)
             except EgressDenied as denied:
                 failure = failure or denied
@@ -83,6 +91,13 @@ class Egress:
             else:
                 return connection
         raise failure or socket.gaierror(socket.EAI_NONAME, "it has no address")
+
+    def _tunnel(self, proxy: Proxy, info: AddressInfo, timeout: float) -> socket.socket:
+        """To this address, as it was judged: a proxy that looked the name up again could find another one."""
+        host, port = info[4][:2]
+        if not self.permits(host):
+            raise EgressDenied(self._why_not(host))
+        return proxy.tunnel(host.partition("%")[0], port, timeout)
 
     def _why_not(self, address: str) -> str:
         """What to tell of an address that is not permitted, since what to do about it differs."""
@@ -98,6 +113,15 @@ class Egress:
         if self._allow:
             return _within(face, self._allow)
         return face.is_global and not _within(face, NOT_PUBLIC) and (face.version == 4 or face in UNICAST)
+
+
+def _is_literal(host: str) -> bool:
+    """Whether it is an address by any spelling that a resolver would take for one."""
+    try:
+        socket.getaddrinfo(host, None, flags=socket.AI_NUMERICHOST)
+    except (socket.gaierror, UnicodeError):
+        return False
+    return True
 
 
 def _faces(address: Address) -> Iterator[Address]:

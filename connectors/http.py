@@ -32,6 +32,7 @@ class Http:
             self._url,
             allow=settings.allow,
             ca=settings.ca,
+            way=settings,
             timeout=opening.timeout,
             concurrency=opening.concurrency,
             agent=f"sluicegate/{opening.version}",

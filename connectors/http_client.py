@@ -25,7 +25,11 @@ from yarl import URL
 
 from connectors import Blocked, Delivered, Retry, Unknown
 from connectors.egress import Egress, EgressDenied, Resolver
-from connectors.tls import tls
+from connectors.proxy import ProxyFault
+from connectors.settings import Pem
+from connectors.tls import WrongKey
+from connectors.tunnels import Tunnels
+from connectors.way_out import WayOut
 from observability.tracing import Tracing
 
 MOST = 64 * 1024
@@ -62,7 +66,8 @@ class Client:
         origin: URL,
         *,
         allow: Sequence[IPv4Network | IPv6Network],
-        ca: str | None,
+        ca: Pem | None,
+        way: WayOut | None = None,
         timeout: timedelta,
         concurrency: int,
         agent: str,
@@ -70,15 +75,26 @@ class Client:
         self._origin = origin.origin()
         self._host, self._port = origin.host or "", origin.port or 0
         self._loop = asyncio.get_running_loop()
-        egress = Egress(allow)
+        way = way or WayOut()
+        egress = Egress(allow, way.through)
         self._resolver = Resolver(egress)
-        self._connector = aiohttp.TCPConnector(
-            socket_factory=egress.socket_for,
-            resolver=self._resolver,
-            ssl=tls(ca) if origin.scheme == "https" else True,
-            limit=concurrency,
-            keepalive_timeout=KEEP_ALIVE.total_seconds(),
-        )
+        encrypted = way.encrypted(ca) if origin.scheme == "https" else True
+        if way.through is None:
+            self._connector = aiohttp.TCPConnector(
+                socket_factory=egress.socket_for,
+                resolver=self._resolver,
+                ssl=encrypted,
+                limit=concurrency,
+                keepalive_timeout=KEEP_ALIVE.total_seconds(),
+            )
+        else:
+            self._connector = Tunnels(
+                egress,
+                timeout.total_seconds(),
+                ssl=encrypted,
+                limit=concurrency,
+                keepalive_timeout=KEEP_ALIVE.total_seconds(),
+            )
         self._place = aiohttp.ClientRequest(
             "GET", self._origin, loop=self._loop
         )  # whom to connect to; it is never sent
@@ -213,6 +229,10 @@ def _judged(error: aiohttp.ClientError | HttpProcessingError | OSError, *, left:
 def not_connected(error: OSError) -> tuple[str, Retry | Blocked]:
     """Why there is no connection: a code for traces, and what it means."""
     match error:
+        case ProxyFault(outcome=outcome):
+            return "proxy", outcome
+        case WrongKey():
+            return "tls", Blocked("configuration: TLS: its key is none of those that `pin` names")
         case ssl.SSLCertVerificationError():
             return "tls", Blocked("configuration: TLS: its certificate is not trusted")
         case ssl.SSLError():

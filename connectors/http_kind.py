@@ -5,18 +5,19 @@ from typing import Annotated
 from pydantic import AfterValidator
 
 from connectors import Connector, Kind, Opening
-from connectors.settings import Network, Settings, SigningSecret, Url
+from connectors.settings import Network, Pem, SigningSecret, Url
 from connectors.tls import certificates
+from connectors.way_out import WayOut
 
 
-class HttpSettings(Settings):
+class HttpSettings(WayOut):
     url: Url
     """Where to post."""
     secret: SigningSecret
     """Signs what is sent, as Standard Webhooks 1.0 lays down."""
     allow: tuple[Network, ...] = ()
     """The addresses that it may connect to; left out, it may connect to public ones."""
-    ca: Annotated[str, AfterValidator(certificates)] | None = None
+    ca: Annotated[Pem, AfterValidator(certificates)] | None = None
     """Certificates (PEM) of the authorities to trust instead of the system's; usually file:PATH."""
 
 

@@ -16,8 +16,9 @@ from connectors import Blocked, Retry, Unknown
 from connectors.egress import Egress
 from connectors.http_client import Answer, Client
 from connectors.odoo_doors import MOST, Door, Failed, Fault, Json2, JsonRpc, Login, not_odoo
-from connectors.settings import Network, Secret, Settings, Url, shown
-from connectors.tls import certificates, tls
+from connectors.settings import Network, Pem, Secret, Url, shown
+from connectors.tls import certificates
+from connectors.way_out import WayOut
 from observability.tracing import Tracing
 
 
@@ -33,7 +34,7 @@ def _fits_a_header(key: Secret) -> Secret:
     return key
 
 
-class OdooSystem(Settings):
+class OdooSystem(WayOut):
     """One login to one database."""
 
     url: Annotated[Url, AfterValidator(_without_path)]
@@ -48,7 +49,7 @@ class OdooSystem(Settings):
     """How to speak to it: JSON-2 needs Odoo 19; left out, Odoo's version decides."""
     allow: tuple[Network, ...] = ()
     """The addresses that it may connect to; left out, it may connect to public ones."""
-    ca: Annotated[str, AfterValidator(certificates)] | None = None
+    ca: Annotated[Pem, AfterValidator(certificates)] | None = None
     """Certificates (PEM) of the authorities to trust instead of the system's; usually file:PATH."""
     concurrency: Annotated[int, Field(ge=1, le=64)] = 4
     """Calls at a time, of all its destinations together: each one keeps a worker of Odoo busy."""
@@ -90,6 +91,7 @@ class Server:
             self._url,
             allow=settings.allow,
             ca=settings.ca,
+            way=settings,
             timeout=self._longest,
             concurrency=settings.concurrency,
             agent="sluicegate",
@@ -186,8 +188,8 @@ class Server:
         return JsonRpc(
             self._url,
             self._login,
-            egress=Egress(self._settings.allow),
-            tls=tls(self._settings.ca) if self._url.scheme == "https" else None,
+            egress=Egress(self._settings.allow, self._settings.through),
+            tls=self._settings.encrypted(self._settings.ca) if self._url.scheme == "https" else None,
             seconds=self._longest.total_seconds(),
             threads=self._settings.concurrency,
         )

@@ -165,6 +165,20 @@ class Secret:
                 raise ValueError("is a secret and must not be written out here; write env:NAME or file:PATH")
 
 
+class Pem(Secret):
+    """Certificates: no secret, but looked after as one is, so that a file that changes is taken anew."""
+
+    __slots__ = ()
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        return {"type": "string"}
+
+    @classmethod
+    def _take(cls, given: object) -> Self:
+        return cls(given) if isinstance(given, str) else super()._take(given)
+
+
 def of_at_least(length: int) -> Callable[[Secret], Secret]:
     """For `Annotated[Secret, AfterValidator(of_at_least(16))]`: a shorter one can be guessed."""
 

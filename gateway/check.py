@@ -147,6 +147,8 @@ def _told(outcome: Outcome) -> tuple[bool, str]:
             return False, f"{reason}; correct what the configuration says about it"
         case Blocked(reason=reason) if reason.startswith("credentials"):
             return False, f"{reason}; put good credentials where the configuration takes them from"
+        case Blocked(reason=reason) if reason.startswith("proxy"):
+            return False, f"{reason}; see that the proxy runs and that its address is right"
         case Blocked(reason=reason):
             return False, f"{reason}; correct what the configuration says about it"
     assert_never(outcome)

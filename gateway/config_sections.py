@@ -35,6 +35,7 @@ from connectors.settings import (
     Duration,
     Instant,
     Network,
+    Pem,
     Rate,
     Reference,
     Secret,
@@ -242,7 +243,7 @@ class Vault(Entry):
     """Its namespace, if it has several."""
     allow: tuple[Network, ...] = ()
     """The addresses that it may be at; default: public ones."""
-    ca: Annotated[str, AfterValidator(certificates)] | None = None
+    ca: Annotated[Pem, AfterValidator(certificates)] | None = None
     """The authorities that its certificate may be of, file:PATH of a PEM file; default: the system's."""
     refresh: Annotated[Duration, AfterValidator(_at_most(timedelta(days=1)))] = timedelta(minutes=5)
     """How often what it holds is asked for again."""
@@ -898,7 +899,7 @@ class Jwt(Source):
     """The typ that its tokens must have: another one, as at+jwt, keeps tokens for something else from counting here."""
     allow: tuple[Network, ...] = ()
     """The addresses that its keys may be fetched from; default: public ones."""
-    ca: Annotated[str, AfterValidator(certificates)] | None = None
+    ca: Annotated[Pem, AfterValidator(certificates)] | None = None
     """The authorities that its certificate may be of, file:PATH of a PEM file; default: the system's."""
     body_hash: str | None = Field(default=None, min_length=1)
     """The claim with the SHA-256 of the body, in hex; without it a token proves who posts, but not what."""

@@ -127,7 +127,7 @@ class Refused:
 
 @dataclass(frozen=True, slots=True)
 class Blocked:
-    """Nothing can be delivered there until a person acts: `reason` begins with `credentials:` or `configuration:`."""
+    """Nothing can be delivered there until a person acts: `reason` begins with `credentials:`, `configuration:` or `proxy:`."""
 
     reason: str
     status: int | None = None

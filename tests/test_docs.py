@@ -112,6 +112,7 @@ def test_every_part_of_a_configuration_is_right_in_its_place(tmp_path: Path) -> 
             "whsec_" + secret if name.startswith(("monitoring", "new-accounts")) else secret[:40].replace("/", "-")
         )
         (tmp_path / "secrets" / name).chmod(0o600)
+    (tmp_path / "secrets" / "proxy").write_text("gateway:pass-word")
     (tmp_path / "secrets" / "edge-1.pem").write_text(PUBLIC_KEY)
     path = tmp_path / "sluicegate.yaml"
     path.write_text(text)

@@ -15,6 +15,7 @@ import structlog
 from yarl import URL
 
 from connectors.http_client import Answer, Client, words
+from connectors.settings import Pem
 from gateway.authenticate.presented import Reason, Unauthorized
 from observability.names import LogEvent
 from observability.tracing import Tracing
@@ -92,7 +93,7 @@ class Jwks:
 class JwksClient:
     """Asks the one URL that is configured, and goes only where it may: no redirect, no proxy of the environment."""
 
-    def __init__(self, url: str, *, allow: Sequence[IPv4Network | IPv6Network] = (), ca: str | None = None) -> None:
+    def __init__(self, url: str, *, allow: Sequence[IPv4Network | IPv6Network] = (), ca: Pem | None = None) -> None:
         self._url = URL(url)
         self._allow, self._ca = allow, ca
         self._client: Client | None = None
