@@ -10,6 +10,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
 from ipaddress import ip_network
+from pathlib import Path
 from typing import Any
 
 import joserfc.jwt
@@ -29,6 +30,7 @@ from gateway.authenticate.jwks import Jwks, JwksClient
 from gateway.authenticate.jwt_bearer import JwtScheme
 from gateway.config import Jwt
 from tests.door import configured
+from tests.serving import CONFIGURATION, order, serving
 
 BODY = b'{"unit": "CHEM", "state": "up"}'
 ISSUER, AUDIENCE = "https://id.lab.example", "sluicegate"
@@ -493,6 +495,41 @@ async def test_a_token_for_something_else_does_not_count(issuer: Issuer) -> None
         assert await door.authenticate(bearing(encoded(claims(), {"typ": "at+jwt"}))) == Caller("token-1", secret=0)
         assert await door.authenticate(bearing(encoded(claims(), {"typ": "AT+JWT"}))) == Caller("token-1", secret=0)
         assert await door.authenticate(bearing(encoded(claims()))) == WRONG
+
+
+async def test_known_keys_outlive_a_reload_while_the_issuer_is_away_and_that_is_measured(
+    issuer: Issuer, tmp_path: Path, dsn: str
+) -> None:
+    source = f"  lab: {{{{scheme: jwt, issuer: '{ISSUER}', audience: {AUDIENCE}, jwks: '{issuer.url}', allow: [127.0.0.1/32], accepts: [purchase-order]}}}}\npolicies:"
+    async with serving(
+        tmp_path, dsn, "http://127.0.0.1:1", configured=CONFIGURATION.replace("policies:", source, 1)
+    ) as program:
+
+        async def post(number: int, kid: str = "rsa") -> int:
+            headers = {"Authorization": f"Bearer {token(jti=f'token-{number}', kid=kid)}"}
+            async with program.session.post(
+                f"{program.address}/hooks/lab", json=order(id=number), headers=headers
+            ) as answer:
+                return answer.status
+
+        async def away() -> list[str]:
+            await program.service._report_secrets()
+            async with program.session.get(f"{program.address}/metrics") as answer:
+                lines = (await answer.text()).splitlines()
+            return [line.rpartition(" ")[2] for line in lines if line.startswith("sluicegate_issuer_away{")]
+
+        assert (await post(1), await away()) == (202, ["0.0"])
+        issuer.answer = lambda: web.Response(status=503)
+        path = tmp_path / "sluicegate.yaml"
+        path.write_text(path.read_text().replace("body: 64KiB", "body: 32KiB"))
+        await program.service.reload()
+        assert program.service._config.sources["odoo"].body == 32 * 1024
+        assert await post(2) == 202
+        path.write_text(
+            path.read_text().replace("accepts: [purchase-order]}", "accepts: [purchase-order], body: 1KiB}")
+        )
+        await program.service.reload()
+        assert (await post(3), await away()) == (503, ["1.0"])  # what changed begins anew
 
 
 # ── against another library ────────────────────────────────────────────────────────────────────────
