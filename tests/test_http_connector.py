@@ -76,8 +76,10 @@ class Partner:
                 self.received.append(Request(method, path, headers, body))
                 await self.behaviour(self.received[-1], writer)
                 await writer.drain()
-        except (asyncio.IncompleteReadError, asyncio.CancelledError, ConnectionError, ssl.SSLError):
-            pass  # it went, or the test is over
+        except (asyncio.IncompleteReadError, ConnectionError, ssl.SSLError):
+            pass  # it went
+        except asyncio.CancelledError:  # the test is over, and a proxy may keep its connections a little longer
+            writer.transport.abort()
         finally:
             writer.close()
 
@@ -135,10 +137,12 @@ async def running() -> AsyncIterator[Running]:
     yield start
     for server in servers:
         server.close()
-    for task in asyncio.all_tasks() - {asyncio.current_task()}:
-        if "Partner.serve" in repr(task):
-            task.cancel()
-    await asyncio.sleep(0)
+    serving = [task for task in asyncio.all_tasks() - {asyncio.current_task()} if "Partner.serve" in repr(task)]
+    for task in serving:
+        task.cancel()
+    await asyncio.gather(*serving, return_exceptions=True)
+    for _ in range(3):  # until what was aborted is gone
+        await asyncio.sleep(0)
 
 
 Opens = Callable[..., Http]
