@@ -360,6 +360,66 @@ def discard_left(path: Path, name: str, **how: Any) -> None:
     click.echo(commands.move(path, name, None, **how))
 
 
+# ── policies ─────────────────────────────────────────────────────────────────────────────────────────
+
+
+@main.group()
+def policy() -> None:
+    """What is kept, and what is not."""
+
+
+@policy.command("test")
+@options(
+    configured,
+    in_json,
+    click.option("--source", help="As this source would post it; needed where there are several."),
+    click.argument("sample", type=click.File("rb")),
+)
+def try_policy(path: Path, source: str | None, sample: IO[bytes], in_json: bool) -> None:  # noqa: FBT001
+    """Say what would be kept of SAMPLE, what dropped, and why.
+
+    Nothing is posted or stored, and of what is not kept no value is shown.  The status is 1 if it would be refused.
+    """
+    told, accepted = commands.try_policy(path, source, sample.read(), in_json)
+    click.echo(told)
+    sys.exit(0 if accepted else 1)
+
+
+@policy.command("draft")
+@options(
+    configured,
+    click.option("--name", default="drafted", show_default=True, help="What to call it."),
+    click.argument("sample", type=click.File("rb")),
+)
+def draft_policy(path: Path, name: str, sample: IO[bytes]) -> None:  # noqa: ARG001 — every command takes it
+    """Propose a policy for what SAMPLE is one of: closed, so that a person opens what is needed."""
+    click.echo(commands.draft_policy(name, sample.read()))
+
+
+@policy.command("diff")
+@options(
+    configured,
+    in_json,
+    click.argument("old", type=click.Path(path_type=Path, dir_okay=False, exists=True)),
+    click.argument("new", type=click.Path(path_type=Path, dir_okay=False, exists=True), required=False),
+)
+def diff_policies(path: Path, old: Path, new: Path | None, in_json: bool) -> None:  # noqa: FBT001
+    """Say what the policies in NEW keep otherwise than those in OLD; NEW is the configuration, if none is named.
+
+    The status is 1 if one changed what it keeps and has its old number.
+    """
+    told, numbered = commands.diff_policies(old, new or path, in_json)
+    click.echo(told)
+    sys.exit(0 if numbered else 1)
+
+
+@policy.command("report")
+@options(configured, click.option("--html", is_flag=True, help="In HTML; else in Markdown."))
+def report_policies(path: Path, html: bool) -> None:  # noqa: FBT001
+    """The auditor's page: purposes, classes, fields, destinations."""
+    click.echo(commands.report_policies(path, html=html))
+
+
 # ── the rest ─────────────────────────────────────────────────────────────────────────────────────────
 
 

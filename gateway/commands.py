@@ -3,6 +3,7 @@
 import asyncio
 import os
 import pwd
+import re
 import signal
 import subprocess
 import sys
@@ -19,7 +20,7 @@ import click
 import msgspec
 
 from connectors import kinds
-from connectors.settings import did_you_mean
+from connectors.settings import NAME, did_you_mean
 from dead_letter.audit import Audit
 from dead_letter.left_behind import CannotMoveError, LeftBehind, LeftPreview, Moved
 from dead_letter.letters import DeadLetters, EmptySelectionError, Select
@@ -28,6 +29,10 @@ from gateway import config as configuration
 from gateway import show
 from gateway.config import Config, ConfigurationError
 from gateway.destinations import home_called, homes, lines, refuse_what_is_delivered
+from gateway.policy_diff import differences
+from gateway.policy_draft import NoSampleError, draft
+from gateway.policy_report import report
+from gateway.policy_trial import try_sample
 from gateway.silence import Expectation, expectation
 from observability.failpoints import VARIABLE, FailpointsError, arm
 from observability.logs import configure
@@ -59,6 +64,7 @@ def expected(error: Exception) -> str | None:
             | CannotMoveError()
             | BadCursorError()
             | EmptySelectionError()
+            | NoSampleError()
         ):
             return str(error)
         case _:
@@ -359,6 +365,36 @@ def list_connectors(path: Path, *, in_json: bool) -> str:
     return show.rows(
         ["KIND", "DESTINATIONS"], [[each["name"], ", ".join(each["destinations"]) or "–"] for each in found]
     )
+
+
+def try_policy(path: Path, name: str | None, body: bytes, in_json: bool) -> tuple[str, bool]:  # noqa: FBT001
+    """What is told of a sample, and whether all of it would be accepted."""
+    config = load(path)
+    if name is None and len(config.sources) != 1:
+        raise click.UsageError(f"Say as which source it would be posted: --source {' | '.join(config.sources)}")
+    name = name or next(iter(config.sources))
+    if name not in config.sources:
+        raise click.ClickException(f'There is no source "{name}"{did_you_mean(name, tuple(config.sources))}')
+    trials = try_sample(config.sources[name], config.policies, body)
+    accepted = not any(trial.wrong for trial in trials)
+    return as_json({"events": trials}) if in_json else "\n\n".join(map(show.trial, trials)) or "No events.", accepted
+
+
+def draft_policy(name: str, body: bytes) -> str:
+    if not re.fullmatch(NAME, name):
+        raise click.BadParameter("use up to 63 of a-z, 0-9 and -", param_hint="--name")
+    return draft(body, name)
+
+
+def diff_policies(old: Path, new: Path, in_json: bool) -> tuple[str, bool]:  # noqa: FBT001
+    """What is told of two files, and whether all that changed has a new number."""
+    found = differences(*(configuration.load_policies(path, os.environ) for path in (old, new)))
+    numbered = not any(each.unnumbered for each in found)
+    return as_json({"policies": found}) if in_json else show.differences(found), numbered
+
+
+def report_policies(path: Path, *, html: bool) -> str:
+    return report(load(path), html=html)
 
 
 def schema() -> str:

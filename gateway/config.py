@@ -191,6 +191,11 @@ def secrets_of(config: Config) -> Mapping[str, Secret]:
     return {secret.origin: secret for _, secret in _secrets_in(config, ()) if secret.origin}
 
 
+def load_policies(path: Path, environ: Mapping[str, str]) -> Mapping[str, Policy]:
+    """The policies of a file alone, whatever the rest of it is; raises a ConfigurationError with their mistakes."""
+    return _File(Document(path, environ), {}).policies()
+
+
 def schema(kinds: Mapping[str, Kind] | None = None) -> dict[str, Any]:
     """The JSON Schema (2020-12) of sluicegate.yaml, for editors."""
     return schema_of(Config, Destination, System, connectors.kinds() if kinds is None else kinds)
@@ -213,6 +218,12 @@ class _File:
         self._kind_names = tuple(kinds)  # a look into `kinds` itself imports what is found
         self._mistakes = list(document.mistakes)
         self._values = self._sections()
+
+    def policies(self) -> Mapping[str, Policy]:
+        policies = {name: self._named(Policy, name, at, given) for name, at, given in self._entries("policies")}
+        if self._mistakes:
+            raise ConfigurationError(self._mistakes)
+        return _complete(policies)
 
     def config(self, path: Path) -> Config:
         alone = {key: value for key, value in self._values.items() if key not in _TABLES}

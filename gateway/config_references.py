@@ -10,7 +10,7 @@ from datetime import date
 from decimal import Decimal
 from itertools import product
 from math import ceil, floor, prod
-from typing import Final
+from typing import Final, Protocol
 
 from connectors.settings import Secret, did_you_mean, instant, shown
 from gateway import own_events
@@ -304,6 +304,30 @@ def _arriving(sources: Iterable[str], parts: Parts) -> Mapping[str, Policy] | No
                 return None
             arriving[accepted] = policy.whole
     return arriving
+
+
+class Configured(Protocol):
+    """A configuration that is right."""
+
+    @property
+    def sources(self) -> Mapping[str, AnySource]: ...
+    @property
+    def routes(self) -> Mapping[str, Route]: ...
+
+
+def destinations_of(policy: Policy, config: Configured) -> list[str]:
+    """Where events of this policy may go, by any route."""
+    posting = {name for name, source in config.sources.items() if policy.name in source.accepts}
+    sites = set(policy.facility.of.values()) if policy.facility else set()
+    reached = [
+        to
+        for route in config.routes.values()
+        if (posting if route.when.source is None else posting & {*route.when.source})
+        and (route.when.facility is None or sites & {*route.when.facility})
+        and _may_take(route.when, policy)
+        for to in route.to
+    ]
+    return list(dict.fromkeys(reached))
 
 
 def _about_when(path: Place, when: When, arriving: Mapping[str, Policy]) -> Iterator[Contradiction]:

@@ -18,6 +18,8 @@ from outbox.records import AttemptRecord, EventRecord, EventSummary
 
 if TYPE_CHECKING:
     from gateway.diagnosis import Finding
+    from gateway.policy_diff import Difference
+    from gateway.policy_trial import Trial
 
 
 def event_story(event: EventRecord, letters: Sequence[Letter] = (), deeds: Sequence[Deed] = ()) -> str:
@@ -265,6 +267,41 @@ def tokens(found: Sequence[TokenRecord]) -> str:
         None,
         nothing="No tokens. Make one: sluicegate token create --name NAME --role ROLE",
     )
+
+
+def trial(found: "Trial") -> str:
+    """What became of one event of a sample."""
+    if found.wrong:
+        lines = ["It would be refused:", *(f"  {_clean(reason)}" for reason in found.wrong)]
+    else:
+        about = f", about {found.subject}" if found.subject else ""
+        site = f", in {found.facility}" if found.facility else ""
+        lines = [f"Accepted by {found.policy}, as {found.type}{about}{site}."]
+    kept = [
+        (
+            each.field,
+            _plain(each.value),
+            each.kind,
+            each.path and f"from {each.path}",
+        )
+        for each in found.kept
+    ]
+    for head, table in (("kept", kept), ("dropped", list(found.dropped.items()))):
+        if table:
+            lines += ["", f"{head}:", *_aligned(table, indent="  ")]
+    return "\n".join(lines)
+
+
+def differences(found: Sequence["Difference"]) -> str:
+    lines = []
+    for each in found:
+        versions = " → ".join("none" if version is None else str(version) for version in (each.before, each.after))
+        lines += [f"{each.policy}: version {versions}", *(f"  {_clean(change)}" for change in each.changes)]
+        if each.unnumbered:
+            lines.append(
+                "  It keeps something else under the same number: give it a new version, or no start accepts it."
+            )
+    return "\n".join(lines) or "No policy differs."
 
 
 def rows(heads: Sequence[str], found: Iterable[Sequence[object]]) -> str:

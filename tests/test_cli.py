@@ -201,6 +201,7 @@ def test_these_are_the_commands() -> None:
         "dead-letters causes", "dead-letters show", "dead-letters replay", "dead-letters discard", "destinations list",
         "destinations hold", "destinations release", "connectors list", "config schema", "token create", "token list",
         "token revoke", "destinations reassign", "destinations discard", "sources list", "sources diagnose",
+        "policy test", "policy draft", "policy diff", "policy report",
     }  # fmt: skip
 
 
