@@ -88,13 +88,17 @@ class Diagnosis:
             await self._database.execute("SELECT pg_notify($1, $2)", TELL, msgspec.json.encode(found).decode())
 
     async def _hear(self) -> None:
+        """On a line of its own, which is drawn anew where it is lost, and when the primary is left."""
         while True:
             with suppress(Unavailable):
                 async with self._database.session() as session:
+                    left, looked = self._database.left, time.monotonic()
                     await session.add_listener(ASK, lambda *heard: self._heard(str(heard[3])))
-                    while True:
-                        await asyncio.sleep(PROBE)
-                        await session.execute("SELECT 1")
+                    while self._database.left == left:
+                        await asyncio.sleep(1)
+                        if time.monotonic() - looked > PROBE:
+                            looked = time.monotonic()
+                            await session.execute("SELECT 1")
             await asyncio.sleep(1)
 
     def _heard(self, payload: str) -> None:
