@@ -425,6 +425,7 @@ class Route:
     query: type = Nothing
     body: type | None = None
     answers: Mapping[int, object]
+    conflicts: bool = False  # whether it may be told that it cannot be done now
 
     @property
     def name(self) -> str:
@@ -526,6 +527,7 @@ ROUTES = (
         does="Send elsewhere what waits for a destination that is not configured any more. "
         "A dry run answers 200 and changes nothing.",
         serve=Operators.reassign,
+        conflicts=True,
         permission=Permission.REPAIR_MANY,
         body=ReassignBody,
         answers={200: LeftPreview, 202: Moved},
@@ -536,6 +538,7 @@ ROUTES = (
         does="Lay aside for good what waits for a destination that is not configured any more. "
         "A dry run answers 200 and changes nothing.",
         serve=Operators.discard_left,
+        conflicts=True,
         permission=Permission.REPAIR_MANY,
         body=DiscardBody,
         answers={200: LeftPreview, 202: Moved},

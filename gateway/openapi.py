@@ -28,6 +28,8 @@ class Declared(Protocol):
     @property
     def body(self) -> type | None: ...
     @property
+    def conflicts(self) -> bool: ...
+    @property
     def answers(self) -> Mapping[int, Any]: ...
 
 
@@ -104,6 +106,8 @@ def _troubles(route: Declared) -> list[HTTPStatus]:
         troubles += [HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN]
     if "{" in route.path:
         troubles.append(HTTPStatus.NOT_FOUND)
+    if route.conflicts:
+        troubles.append(HTTPStatus.CONFLICT)
     if route.body is not None:
         troubles += [
             HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
