@@ -20,7 +20,7 @@ import structlog
 from gateway.authenticate import Presented, Reason, Scheme
 from gateway.authenticate.mistakes import Signs, mistakes
 from observability.names import LogEvent
-from outbox.database import Database, Session, Unavailable
+from outbox.database import Database, Session, Unavailable, UnsuitableError
 from outbox.ending import end
 
 ASK: Final = "sluicegate_diagnose"
@@ -90,11 +90,11 @@ class Diagnosis:
     async def _hear(self) -> None:
         """On a line of its own, which is drawn anew where it is lost, and when the primary is left."""
         while True:
-            with suppress(Unavailable):
+            with suppress(Unavailable, UnsuitableError):
                 async with self._database.session() as session:
                     left, looked = self._database.left, time.monotonic()
                     await session.add_listener(ASK, lambda *heard: self._heard(str(heard[3])))
-                    while self._database.left == left:
+                    while self._database.left == left and not session.is_closed():
                         await asyncio.sleep(1)
                         if time.monotonic() - looked > PROBE:
                             looked = time.monotonic()

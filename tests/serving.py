@@ -11,10 +11,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from uuid import uuid4
 
+import asyncpg
 from aiohttp import ClientSession, web
 
 from dead_letter.tokens import Role, Tokens
 from gateway import config as configuration
+from gateway.check import check
 from gateway.service import Place, Service
 from observability.metrics import Metrics
 
@@ -139,6 +141,25 @@ class Program:
 
     async def is_dead(self, event: str) -> bool:
         return (await self.delivery(event))["state"] == "dead"
+
+
+async def stored(dsn: str) -> str:
+    """Every row of every table, as text."""
+    connection = await asyncpg.connect(dsn)
+    try:
+        tables = await connection.fetch("SELECT tablename FROM pg_tables WHERE schemaname = 'sluicegate'")
+        return str([await connection.fetch(f'SELECT t::text FROM sluicegate."{name}" AS t') for (name,) in tables])
+    finally:
+        await connection.close()
+
+
+async def said_by_check(folder: Path, text: str, destination: str, *, system: str) -> str:
+    """What `sluicegate check` says of a destination, where neither a partner nor a Postgres answers."""
+    path = folder / "sluicegate.yaml"
+    path.write_text(text.format(dsn="env:DSN", partner="http://127.0.0.1:9", more=system))
+    config = configuration.load(path, {**ENVIRON, "DSN": "postgresql://127.0.0.1:9/x"})
+    found = [finding async for finding in check(config, version="test")]
+    return next(finding.says for finding in found if finding.what == f"destination {destination}")
 
 
 def order(**changes: object) -> dict[str, object]:

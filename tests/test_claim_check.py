@@ -7,11 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import asyncpg
 import pytest
 
-from gateway.check import check
-from gateway.config import ConfigurationError, load
+from gateway.config import ConfigurationError
 from sandbox.odoo import GATEWAY, OdooError, OdooStandIn, User
 from tests import serving as way
 from tests.door import DESTINATION, configured
@@ -70,16 +68,6 @@ class World:
         await until(is_there)
         return await self.program.delivery(event)
 
-    async def stored(self) -> str:
-        """Every row of every table, as text."""
-        connection = await asyncpg.connect(self.dsn)
-        try:
-            tables = await connection.fetch("SELECT tablename FROM pg_tables WHERE schemaname = 'sluicegate'")
-            rows = [await connection.fetch(f'SELECT t::text FROM sluicegate."{name}" AS t') for (name,) in tables]
-        finally:
-            await connection.close()
-        return str(rows)
-
 
 @asynccontextmanager
 async def world(folder: Path, dsn: str, monkeypatch: pytest.MonkeyPatch, **odoo: Any) -> AsyncIterator[World]:
@@ -111,7 +99,7 @@ async def test_what_is_read_is_handed_over_and_kept_nowhere(
         _, letters = await here.program.api("GET", "/dead-letters")
         async with here.program.session.get(f"{here.program.address}/metrics") as answer:
             metrics = await answer.text()
-        seen = await here.stored() + str(told) + str(letters) + metrics
+        seen = await way.stored(dsn) + str(told) + str(letters) + metrics
     seen += "".join(capfd.readouterr())
     assert "hr.employee/1" in seen  # where what is kept is found, what is not kept would be, too
     for canary in (NAME, MAIL):
@@ -161,16 +149,14 @@ async def test_a_record_that_is_gone_makes_a_dead_letter_and_nothing_is_sent(
 
 
 async def test_a_check_looks_at_both_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(way.ENVIRON, "ODOO_KEY", GATEWAY.key)
+
     async def found(text: str = CONFIGURATION, **odoo: Any) -> str:
         stand_in = await OdooStandIn.start(**odoo)
-        environ = {**way.ENVIRON, "ODOO_KEY": GATEWAY.key, "DSN": "postgresql://127.0.0.1:9/x"}
-        path = tmp_path / "sluicegate.yaml"
-        path.write_text(text.format(dsn="env:DSN", partner="http://127.0.0.1:9", more=stand_in.url))
         try:
-            findings = [finding async for finding in check(load(path, environ), version="1")]
+            return await way.said_by_check(tmp_path, text, "accounts", system=stand_in.url)
         finally:
             await stand_in.stop()
-        return next(finding.says for finding in findings if finding.what == "destination accounts")
 
     assert "reads" not in await found()  # it is the partner that does not answer
     denied = User(id=7, login=GATEWAY.login, key=GATEWAY.key, denied=frozenset({"hr.employee:read"}))

@@ -13,8 +13,7 @@ from typing import Any
 
 import pytest
 
-from gateway.check import check
-from gateway.config import ConfigurationError, load
+from gateway.config import ConfigurationError
 from sandbox.odoo import GATEWAY, OdooError, OdooStandIn, User
 from tests import serving as way
 from tests.door import DESTINATION, configured
@@ -233,16 +232,15 @@ async def test_what_was_read_is_part_of_the_story_of_its_hint(
 async def test_a_check_says_what_the_user_may_not_read_and_what_is_no_field(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setitem(way.ENVIRON, "ODOO_KEY", GATEWAY.key)
+    monkeypatch.setitem(way.ENVIRON, "ODOO_TOKEN", TOKEN)
+
     async def found(text: str = CONFIGURATION, **odoo: Any) -> str:
         stand_in = await OdooStandIn.start(**odoo)
-        environ = {**way.ENVIRON, "ODOO_KEY": GATEWAY.key, "ODOO_TOKEN": TOKEN, "DSN": "postgresql://127.0.0.1:9/x"}
-        path = tmp_path / "sluicegate.yaml"
-        path.write_text(text.format(dsn="env:DSN", partner="http://127.0.0.1:9", more=stand_in.url))
         try:
-            findings = [finding async for finding in check(load(path, environ), version="1")]
+            return await way.said_by_check(tmp_path, text, "reread-odoo", system=stand_in.url)
         finally:
             await stand_in.stop()
-        return next(finding.says for finding in findings if finding.what == "destination reread-odoo")
 
     assert await found() == "reread: answers"
     denied = User(id=7, login=GATEWAY.login, key=GATEWAY.key, denied=frozenset({"purchase.order:read"}))
