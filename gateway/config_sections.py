@@ -5,6 +5,7 @@ in its `contradictions`, what entries say about each other in config_references.
 """
 
 import re
+from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime, time, timedelta
@@ -1079,9 +1080,9 @@ class _CanBeLookedUp(_CanBePseudonym):
             if why := self._why_never_looked_up(value):
                 yield Contradiction(("lookup", value), why)
 
+    @abstractmethod
     def _why_never_looked_up(self, value: Raw) -> str | None:
         """Why this field never has `value`, as the rest of a sentence with the mend."""
-        raise NotImplementedError
 
 
 def _exact_number(given: object) -> object:
